@@ -1,0 +1,170 @@
+"""Every error a user of Conductor can meet, and the words a task ends itself with.
+
+::
+
+    Exception
+    ├── ConductorError
+    │   ├── ConfigError            the configuration is wrong (.problems: all of them)
+    │   ├── TaskDefinitionError    a @task or one of its options is wrong, or a module does not import
+    │   ├── UnknownTask            no task of that name (.name, .nearest)
+    │   ├── PayloadError           a payload or a result does not fit, or cannot be stored
+    │   ├── DatabaseUnavailable    Postgres does not answer
+    │   │   └── CredentialsRefused Postgres answers, and refuses this user
+    │   ├── SchemaMissing          the database has no Conductor schema, or one too old
+    │   ├── SchemaTooNew           the database is newer than this program
+    │   ├── Duplicate              on_duplicate="raise" met the same key (.id)
+    │   ├── ExecutionFailed        what wait() raises (.id, .error)
+    │   ├── ExecutionCancelled     (.id, .reason)
+    │   ├── ExecutionNotFound      (.id)
+    │   └── ShutdownTimeout        stop() did not finish inside shutdown_timeout
+    └── TaskSignal                 what a task raises to end itself
+        ├── Cancel                 ends cancelled
+        ├── Fail                   ends failed, without a retry
+        └── Retry                  runs again after a delay
+
+    BaseException
+    └── Suspension                 leaves a task's thread; never caught by `except Exception`
+        └── Released               the server is stopping: hand this attempt back
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from conductor_cli.models import ExecutionError
+
+
+class ConductorError(Exception):
+    """The root of everything Conductor raises on purpose."""
+
+
+class ConfigError(ConductorError):
+    """The configuration is wrong.
+
+    ``problems`` has one readable line for each mistake, so that all can be mended at once.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        self.problems: Sequence[str] = problems
+        super().__init__("\n".join(problems))
+
+
+class TaskDefinitionError(ConductorError):
+    """A task, a trigger or a module of tasks is wrong; the message names the place."""
+
+
+class UnknownTask(ConductorError):
+    """No task of this name is known where one was needed."""
+
+    def __init__(self, name: str, nearest: Sequence[str] = (), hint: str = "") -> None:
+        self.name = name
+        self.nearest = tuple(nearest)
+        meant = f" Did you mean {' or '.join(map(repr, self.nearest))}?" if self.nearest else ""
+        super().__init__(f"No task is named {name!r}.{meant}{' ' + hint if hint else ''}")
+
+
+class PayloadError(ConductorError):
+    """A payload does not fit its task, or a value cannot be stored as JSON."""
+
+
+class DatabaseUnavailable(ConductorError):
+    """Postgres could not be reached, or went away and did not come back in time."""
+
+
+class CredentialsRefused(DatabaseUnavailable):
+    """Postgres answered, and refused the user, the password or the database."""
+
+
+class SchemaMissing(ConductorError):
+    """The database has no Conductor schema, or one older than this program needs."""
+
+
+class SchemaTooNew(ConductorError):
+    """The database's schema is newer than this program and not compatible with it."""
+
+
+class Duplicate(ConductorError):
+    """An execution with the same dedupe key exists; ``id`` is that execution's."""
+
+    def __init__(self, id: UUID, dedupe_key: str) -> None:
+        self.id = id
+        super().__init__(f"Execution {id} already has the dedupe key {dedupe_key!r}.")
+
+
+class ExecutionFailed(ConductorError):
+    """The execution that was waited for ended failed; ``error`` says why."""
+
+    def __init__(self, id: UUID, error: ExecutionError) -> None:
+        self.id = id
+        self.error = error
+        super().__init__(f"Execution {id} failed: {error.type}: {error.message}")
+
+
+class ExecutionCancelled(ConductorError):
+    """The execution that was waited for was cancelled; ``reason`` may say why."""
+
+    def __init__(self, id: UUID, reason: str | None) -> None:
+        self.id = id
+        self.reason = reason
+        super().__init__(f"Execution {id} was cancelled{': ' + reason if reason else '.'}")
+
+
+class ExecutionNotFound(ConductorError):
+    """No execution has this id: it never existed, or its retention has passed."""
+
+    def __init__(self, id: UUID) -> None:
+        self.id = id
+        super().__init__(f"No execution has the id {id}.")
+
+
+class ShutdownTimeout(ConductorError):
+    """Work still ran when ``shutdown_timeout`` had passed; it was handed back."""
+
+
+class TaskSignal(Exception):
+    """The base of what a task raises to end itself in a way of its choosing."""
+
+
+class Cancel(TaskSignal):
+    """End this execution as cancelled."""
+
+    def __init__(self, reason: str | None = None) -> None:
+        self.reason = reason
+        super().__init__(reason or "")
+
+
+class Fail(TaskSignal):
+    """End this execution as failed, whatever its ``max_attempts``."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class Retry(TaskSignal):
+    """Run again after ``delay`` (seconds; None: the task's own backoff).
+
+    ``counts=False`` makes it a snooze: it is not a failure and limits nothing.
+    """
+
+    def __init__(self, delay: float | timedelta | None = None, *, counts: bool = True) -> None:
+        self.delay = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        self.counts = counts
+        super().__init__("retry" if delay is None else f"retry in {self.delay:g} s")
+
+
+class Suspension(BaseException):
+    """Leaves a task's thread without ending its execution.
+
+    Derived from BaseException so that ``except Exception`` in a task does not stop it;
+    ``finally`` blocks run.
+    """
+
+
+class Released(Suspension):
+    """The server is stopping: this attempt is handed back and not counted."""
