@@ -1,0 +1,14 @@
+"""The measures, one per file. Each has NAME, TABLES and `measure(stage)`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from bench.measures import drain, enqueue, idle, latency
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+MEASURES: Final[dict[str, ModuleType]] = {
+    module.NAME: module for module in (drain, enqueue, latency, idle)
+}

@@ -1,0 +1,1 @@
+"""The adapters: one file per peer, run as a program in an environment of its own."""

@@ -1,0 +1,15 @@
+"""The roster of peers. To add one, write its adapter file, then name it here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from bench.peers import bare, conductor, graphile_worker, pgqueuer, procrastinate
+
+if TYPE_CHECKING:
+    from bench.peer import Peer
+
+PEERS: Final[dict[str, Peer]] = {
+    module.PEER.name: module.PEER
+    for module in (conductor, pgqueuer, procrastinate, graphile_worker, bare)
+}

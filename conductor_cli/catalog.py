@@ -1,0 +1,209 @@
+"""Sets of tasks: loading the modules that hold them, and how they are told to the database."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+import sys
+import traceback
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from conductor_cli import timing
+from conductor_cli.config import WorkerConfig
+from conductor_cli.errors import TaskDefinitionError, UnknownTask
+from conductor_cli.models import ScheduleSpec, TaskSpec
+from conductor_cli.registry import (
+    Seconds,
+    Task,
+    as_seconds,
+    check_name,
+    cron_payload,
+    defined_tasks,
+    nearest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+
+class TaskSet:
+    """The tasks one process serves or knows, by name; two of one name are refused."""
+
+    def __init__(self, tasks: Iterable[Task[..., Any]] = ()) -> None:
+        self._tasks: dict[str, Task[..., Any]] = {}
+        for each in tasks:
+            self.add(each)
+
+    def add(self, added: Task[..., Any]) -> None:
+        """Raise TaskDefinitionError, naming both places, if another task has its name."""
+        there = self._tasks.setdefault(added.name, added)
+        if there is not added:
+            raise TaskDefinitionError(
+                f"Two tasks are named {added.name!r}: {there.place} and {added.place}. "
+                "Give one of them another name=."
+            )
+
+    def get(self, name: str) -> Task[..., Any] | None:
+        return self._tasks.get(name)
+
+    def named(self, name: str) -> Task[..., Any]:
+        """The task of this name; raises UnknownTask with the nearest names."""
+        found = self._tasks.get(name)
+        if found is None:
+            raise UnknownTask(name, nearest(name, self._tasks))
+        return found
+
+    def in_queues(self, queues: Iterable[str]) -> TaskSet:
+        """Those whose own queue is one of these."""
+        wanted = set(queues)
+        return TaskSet(t for t in self if t.queue in wanted)
+
+    def __iter__(self) -> Iterator[Task[..., Any]]:
+        return iter(self._tasks.values())
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @property
+    def queues(self) -> list[str]:
+        return sorted({t.queue for t in self})
+
+
+def load_modules(patterns: Sequence[str], folder: str | None = None) -> TaskSet:
+    """Import the modules named and return every task defined in one or below it.
+
+    ``myapp.tasks.*`` imports all modules of a package. ``folder`` goes on ``sys.path`` first.
+    Raises TaskDefinitionError with the last line of the import's traceback, and where.
+    """
+    if folder is not None and folder not in sys.path:
+        sys.path.insert(0, folder)
+    roots = [pattern.removesuffix(".*") for pattern in patterns]
+    for pattern, root in zip(patterns, roots, strict=True):
+        module = _import(root)
+        if pattern.endswith(".*"):
+            for info in pkgutil.walk_packages(getattr(module, "__path__", []), f"{root}."):
+                _import(info.name)
+    found = [t for t in defined_tasks if any(_is_below(t.module, root) for root in roots)]
+    return TaskSet(sorted(found, key=lambda t: (t.module, t.place)))
+
+
+def task_specs(
+    queue: str, tasks: Iterable[Task[..., Any]], *, completed: float, failed: float
+) -> list[TaskSpec]:
+    """How tasks served in a queue are registered; ``completed``, ``failed``: default retention."""
+    return [
+        TaskSpec(
+            queue=queue,
+            name=t.name,
+            home=t.queue == queue,
+            priority=t.settings.priority,
+            max_attempts=t.settings.max_attempts,
+            max_crashes=t.settings.max_crashes,
+            retain_completed=retention(t.settings.retain_completed, completed),
+            retain_failed=retention(t.settings.retain_failed, failed),
+            options=shown_options(t),
+        )
+        for t in tasks
+    ]
+
+
+def schedule_specs(tasks: Iterable[Task[..., Any]], timezone: str) -> list[ScheduleSpec]:
+    """The schedules of tasks; ``timezone`` where a trigger names none."""
+    return [
+        ScheduleSpec(
+            task=t.name,
+            name=trigger.name,
+            queue=t.queue,
+            expression=trigger.expression,
+            timezone=trigger.timezone or timezone,
+            missed=trigger.missed,
+            payload=cron_payload(trigger),
+        )
+        for t in tasks
+        for trigger in t.triggers
+    ]
+
+
+def shown_options(t: Task[..., Any]) -> dict[str, Any]:
+    """The options of a task in JSON's types, durations in seconds."""
+    settings = t.settings
+    return {
+        "max_attempts": settings.max_attempts,
+        "max_crashes": settings.max_crashes,
+        "retry": _shown_retry(settings.retry),
+        "timeout": as_seconds(settings.timeout),
+        "priority": settings.priority,
+        "invocable": settings.invocable,
+        "retain_completed": _shown_retention(settings.retain_completed),
+        "retain_failed": _shown_retention(settings.retain_failed),
+    }
+
+
+def retention(given: Seconds | bool | None, default: float) -> float | None:
+    """Seconds to keep an ended execution; None: for ever; 0: not at all."""
+    keep = default if given is None or given is True else as_seconds(given) or 0.0
+    return None if keep == math.inf else float(keep)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """One worker to be: its queue, the tasks it serves there, and its settings."""
+
+    queue: str
+    tasks: TaskSet
+    config: WorkerConfig
+
+    @classmethod
+    def create(
+        cls, queue: str, tasks: Iterable[Task[..., Any]], settings: Mapping[str, Any]
+    ) -> WorkerSpec:
+        """Raises TaskDefinitionError, ConfigError."""
+        check_name("queue", queue)
+        return cls(queue, TaskSet(tasks), replace(WorkerConfig(), **settings))
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        if isinstance(error, TaskDefinitionError):
+            raise
+        raise TaskDefinitionError(_import_problem(name, error)) from error
+
+
+def _import_problem(name: str, error: Exception) -> str:
+    last = traceback.format_exception_only(error)[-1].strip()
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    ours = [f for f in frames if f.filename != __file__]
+    where = f" at {ours[-1].filename}:{ours[-1].lineno}" if ours else ""
+    if isinstance(error, SyntaxError):
+        where = f" at {error.filename}:{error.lineno}"
+    hint = ""
+    if isinstance(error, ModuleNotFoundError) and error.name and _is_below(name, error.name):
+        hint = " Modules are looked for beside the configuration file and on PYTHONPATH."
+    return f"The module {name!r} ([tasks] modules) does not import: {last}{where}.{hint}"
+
+
+def _is_below(module: str, root: str) -> bool:
+    return module == root or module.startswith(f"{root}.")
+
+
+def _shown_retention(value: Seconds | bool | None) -> float | str | None:
+    if value is None or value is True:
+        return None
+    keep = as_seconds(value) or 0.0
+    return "forever" if keep == math.inf else float(keep)
+
+
+def _shown_retry(policy: timing.RetryPolicy | None) -> Any:
+    match policy:
+        case None:
+            return None
+        case timing.Backoff():
+            return asdict(policy)
+        case _ if callable(policy):
+            return getattr(policy, "__qualname__", repr(policy))
+        case _:
+            return [as_seconds(delay) for delay in policy]

@@ -1,0 +1,412 @@
+"""``Conductor``: the client. Creates executions, asks for them, cancels and retries them."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
+from uuid import UUID
+
+import msgspec
+
+from conductor_cli import catalog, context, database, errors, payloads, registry
+from conductor_cli.config import Config, load
+from conductor_cli.models import Execution, State
+from conductor_cli.registry import ConfiguredTask, Invocation, InvokeOptions, Task
+from conductor_cli.store import executions, fleet, reports
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from psycopg_pool import ConnectionPool
+
+    from conductor_cli.database import Connection
+    from conductor_cli.embedded import Embedded
+
+R = TypeVar("R")
+Ids = list[UUID]
+Target = Task[..., Any] | ConfiguredTask[Any] | Invocation[Any] | str
+
+_KNOWN_FOR: Final = 5.0  # seconds for which a task looked up by name is remembered
+_FIRST_LOOK: Final = 0.02
+_LONGEST_PAUSE: Final = 0.5
+
+
+class Conductor:
+    """Invokes tasks on one Postgres. Thread-safe; its pool opens on first use, once per process."""
+
+    def __init__(
+        self, database: database.Database, *, max_payload: int = payloads.DEFAULT_LIMIT
+    ) -> None:
+        self.database = database
+        self.max_payload = max_payload
+        self._embedded: Embedded | None = None
+        self._found: dict[str, tuple[float, fleet.Registered]] = {}
+
+    @classmethod
+    def create(
+        cls,
+        url: str | None = None,
+        *,
+        pool: ConnectionPool[Any] | None = None,
+        pool_size: int = 10,
+        max_payload: int = payloads.DEFAULT_LIMIT,
+    ) -> Conductor:
+        """A client of the Postgres at ``url``, or on a pool of the caller's.
+
+        ``pool_size``: connections at most; ``max_payload``: bytes of JSON. Connects on first use.
+        """
+        if (url is None) == (pool is None):
+            raise errors.ConfigError("Conductor.create needs either a URL or pool=, not both.")
+        return cls(database.Database(url, pool=pool, size=pool_size), max_payload=max_payload)
+
+    @classmethod
+    def from_config(cls, config: Config | Path | str | None = None) -> Conductor:
+        """A client configured by ``conductor.toml`` (see ``config.load`` for where it is looked
+        for). Reads the file only, imports no module. ``url = "embedded"`` starts the private
+        Postgres, or joins the one that runs. Raises ConfigError."""
+        settings = config if isinstance(config, Config) else load(config)
+        embedded = None
+        url = settings.database.url
+        if url == "embedded":
+            from conductor_cli import embedded as private
+
+            embedded = private.start(settings.folder)
+            url = embedded.url
+        made = cls(
+            database.Database(url, size=settings.worker.concurrency + 4),
+            max_payload=settings.tasks.max_payload,
+        )
+        made._embedded = embedded
+        return made
+
+    def close(self) -> None:
+        """Close the pool, and let go of an embedded Postgres. May be used again afterwards,
+        except with an embedded one."""
+        self.database.close()
+        if self._embedded is not None:
+            self._embedded.close()
+
+    def __enter__(self) -> Conductor:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def ensure_installed(self) -> None:
+        """Bring the schema to the latest version. Raises SchemaTooNew, DatabaseUnavailable."""
+        from conductor_cli import migrate
+
+        migrate.upgrade(self.database)
+
+    def invoke(
+        self,
+        task: Target,
+        payload: object = None,
+        *,
+        connection: Connection | None = None,
+        **options: Any,
+    ) -> UUID:
+        """Create an execution; returns its id.
+
+        ``options``: those of :class:`InvokeOptions`: queue, id, run_at, delay, priority,
+        dedupe_key, on_duplicate, group, timeout, metadata. With ``connection`` it is part of the
+        caller's transaction: it exists if and only if that commits. Without, it is committed
+        when this returns, and a lost reply is recognised, not repeated.
+
+        Raises PayloadError, UnknownTask, Duplicate, DatabaseUnavailable.
+        """
+        spec, chosen = self._spec(task, payload, options)
+        return self._enqueue([spec], [chosen], connection)[0]
+
+    def invoke_many(
+        self,
+        task: Target,
+        payloads: Iterable[object],
+        *,
+        connection: Connection | None = None,
+        **options: Any,
+    ) -> Ids:
+        """Create many executions at once, all or none; returns their ids in order.
+
+        Each payload may also be an Invocation with options of its own.
+        """
+        built = [
+            self._spec(each, None, options)
+            if isinstance(each, Invocation)
+            else self._spec(task, each, options)
+            for each in payloads
+        ]
+        if not built:
+            return []
+        return self._enqueue([b[0] for b in built], [b[1] for b in built], connection)
+
+    def get(self, id: UUID) -> Execution | None:
+        """The execution as it stands, or None."""
+        with context.shielded():
+            return self.database.retrying(lambda conn: reports.get(conn, id))
+
+    def list(
+        self,
+        *,
+        state: State | str | None = None,
+        task: str | Task[..., Any] | None = None,
+        queue: str | None = None,
+        since: datetime | None = None,
+        limit: int = 100,
+    ) -> Sequence[Execution]:
+        """Executions that match, newest first, at most ``limit``."""
+        name = task.name if isinstance(task, Task) else task
+        wanted = None if state is None else State(state)
+        with context.shielded():
+            return self.database.retrying(
+                lambda conn: reports.list_executions(
+                    conn, state=wanted, task=name, queue=queue, since=since, limit=limit
+                )
+            )
+
+    @overload
+    def wait(self, id: UUID, task: Task[..., R], timeout: float | timedelta | None = None) -> R: ...
+    @overload
+    def wait(
+        self, id: UUID, task: None = None, timeout: float | timedelta | None = None
+    ) -> Any: ...
+    def wait(
+        self,
+        id: UUID,
+        task: Task[..., Any] | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> Any:
+        """Wait until an execution ends and return its result, decoded for ``task`` if given.
+
+        ``timeout`` in seconds. Raises ExecutionFailed, ExecutionCancelled, ExecutionNotFound,
+        TimeoutError. Refused inside a task, whose thread it would hold.
+        """
+        if context.current.get() is not None:
+            raise errors.ConductorError(
+                "wait() inside a task would hold its thread while the other may need it."
+            )
+        ended = self._until_ended(id, registry.as_seconds(timeout))
+        if ended.state is State.COMPLETED:
+            return _result(ended, task)
+        if ended.state is State.CANCELLED:
+            raise errors.ExecutionCancelled(id, ended.error.message if ended.error else None)
+        raise errors.ExecutionFailed(id, cast("Any", ended.error))
+
+    def cancel(self, id: UUID, reason: str | None = None) -> bool:
+        """Cancel an execution; whether this call changed anything.
+
+        A pending one ends at once. A running one is asked to stop and becomes cancelled when it
+        ends, however it ends.
+        """
+        with context.shielded(), self.database.transaction() as conn:
+            return executions.cancel(conn, id, reason)
+
+    def retry(self, id: UUID) -> bool:
+        """Let a failed or cancelled execution run again, with the same id and all its attempts.
+
+        Whether there was one to retry.
+        """
+        with context.shielded(), self.database.transaction() as conn:
+            return executions.retry(conn, id)
+
+    def create_worker(
+        self, queue: str, tasks: Iterable[Task[..., Any]], **settings: Any
+    ) -> catalog.WorkerSpec:
+        """A worker of one queue for ``Orchestrator.create(workers=[...])``; ``settings`` are
+        those of WorkerConfig."""
+        return catalog.WorkerSpec.create(queue, tasks, settings)
+
+    def _spec(
+        self, target: Target, payload: object, given: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], InvokeOptions]:
+        given = dict(given)
+        task: Task[..., Any] | str
+        if isinstance(target, Invocation):
+            if payload is not None:
+                raise TypeError("an Invocation has its payload; do not pass another")
+            task, payload, given = target.task, target.payload, {**target.overrides, **given}
+        elif isinstance(target, ConfiguredTask):
+            task, given = target.task, {**target.overrides, **given}
+        else:
+            task = target
+        options = _options(given)
+        if isinstance(task, Task):
+            return self._spec_of_task(task, payload, options), options
+        return self._spec_by_name(task, payload, options), options
+
+    def _spec_of_task(
+        self, task: Task[..., Any], payload: object, options: InvokeOptions
+    ) -> dict[str, Any]:
+        if not task.settings.invocable:
+            raise errors.ConductorError(
+                f"Task {task.name!r} is not invocable: only its triggers run it."
+            )
+        if payload is None and not task.binder.whole:
+            payload = {}
+        text = payloads.encode(payload, f"The payload for task {task.name!r}", self.max_payload)
+        task.binder.check(task.name, text)
+        return _row(task.name, options.queue or task.queue, task.settings.priority, text, options)
+
+    def _spec_by_name(self, name: str, payload: object, options: InvokeOptions) -> dict[str, Any]:
+        _named("task", name)
+        text = payloads.encode(
+            {} if payload is None else payload, f"The payload for task {name!r}", self.max_payload
+        )
+        if options.queue is not None:
+            return _row(name, options.queue, 0, text, options)
+        known = self._find(name)
+        return _row(name, known.queue, known.priority, text, options)
+
+    def _find(self, name: str) -> fleet.Registered:
+        there = self._found.get(name)
+        if there is not None and there[0] > time.monotonic():
+            return there[1]
+        with self.database.connection() as conn:
+            found = fleet.find_task(conn, name)
+            if found is None:
+                raise errors.UnknownTask(
+                    name,
+                    registry.nearest(name, fleet.task_names(conn)),
+                    "Servers and `conductor migrate` register the tasks they are configured "
+                    "with; queue= skips this check.",
+                )
+        self._found[name] = (time.monotonic() + _KNOWN_FOR, found)
+        return found
+
+    def _enqueue(
+        self,
+        specs: Sequence[dict[str, Any]],
+        options: Sequence[InvokeOptions],
+        connection: Connection | None,
+    ) -> Ids:
+        text = msgspec.json.encode(specs).decode()
+        chosen = any(o.id is not None for o in options)
+        tries = iter((chosen, True))  # a second try may meet what the first has done
+
+        def send(conn: Connection) -> Ids:
+            met = executions.enqueue(conn, text, recheck=next(tries))
+            return _ids(specs, options, {m.asked: m.met for m in met})
+
+        if connection is not None:
+            return send(connection)
+        with context.shielded():
+            return self.database.retrying(send)
+
+    def _until_ended(self, id: UUID, timeout: float | None) -> Execution:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = _FIRST_LOOK
+        while True:
+            found = self.get(id)
+            if found is None:
+                raise errors.ExecutionNotFound(id)
+            if found.state.has_ended:
+                return found
+            if deadline is not None and time.monotonic() + pause > deadline:
+                pause = max(0.0, deadline - time.monotonic())
+                if pause == 0.0:
+                    raise TimeoutError(f"Execution {id} is {found.state} after {timeout:g} s.")
+            time.sleep(pause)
+            pause = min(_LONGEST_PAUSE, pause * 1.3)
+
+
+def _ids(
+    specs: Sequence[dict[str, Any]], options: Sequence[InvokeOptions], met: Mapping[UUID, UUID]
+) -> Ids:
+    for spec, option in zip(specs, options, strict=True):
+        if option.on_duplicate == "raise" and spec["id"] in met:
+            raise errors.Duplicate(met[spec["id"]], str(option.dedupe_key))
+    return [met.get(spec["id"], spec["id"]) for spec in specs]
+
+
+def new_id() -> UUID:
+    """A version 7 UUID (RFC 9562): it sorts by time, to the millisecond."""
+    milliseconds = time.time_ns() // 1_000_000
+    noise = _random().getrandbits(74)
+    return UUID(
+        int=(milliseconds << 80) | (7 << 76) | (noise >> 62 << 64) | (2 << 62) | (noise & _LOW)
+    )
+
+
+_LOW: Final = (1 << 62) - 1
+_local: Final = threading.local()
+
+
+def _random() -> random.Random:
+    # One per thread and process: a fork must not repeat its parent's ids.
+    if getattr(_local, "pid", None) != os.getpid():
+        _local.pid, _local.random = os.getpid(), random.Random(os.urandom(32))
+    return cast("random.Random", _local.random)
+
+
+def _options(given: Mapping[str, Any]) -> InvokeOptions:
+    try:
+        options = InvokeOptions(**given)
+    except TypeError:
+        known = InvokeOptions.__dataclass_fields__
+        wrong = next(name for name in given if name not in known)
+        meant = registry.nearest(wrong, known)
+        hint = f" Did you mean {meant[0]!r}?" if meant else ""
+        raise TypeError(f"invoke has no option {wrong!r}.{hint}") from None
+    _check(options)
+    return options
+
+
+def _check(options: InvokeOptions) -> None:
+    if options.queue is not None:
+        _named("queue", options.queue)
+    if options.priority is not None:
+        registry.check_priority(options.priority)
+    if options.run_at is not None and options.run_at.tzinfo is None:
+        raise ValueError(f"run_at={options.run_at!r} has no time zone; pass an aware datetime")
+    if options.run_at is not None and options.delay is not None:
+        raise ValueError("run_at and delay are both given; choose one")
+    if options.on_duplicate not in ("return", "replace", "raise"):
+        raise ValueError(
+            f'on_duplicate={options.on_duplicate!r} is none of "return", "replace", "raise"'
+        )
+
+
+def _named(what: str, name: str) -> None:
+    try:
+        registry.check_name(what, name)
+    except ValueError as error:
+        raise ValueError(str(error)) from None
+
+
+def _row(
+    task: str, queue: str, priority: int, payload: str, options: InvokeOptions
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "id": options.id or new_id(),
+        "task": task,
+        "queue": queue,
+        "payload": msgspec.Raw(payload.encode()),
+        "rank": -(priority if options.priority is None else options.priority),
+    }
+    if options == _PLAIN:
+        return row
+    if options.run_at is not None:
+        row["run_at"] = options.run_at.astimezone(UTC)
+    if options.delay is not None:
+        row["delay"] = registry.as_seconds(options.delay)
+    if options.timeout is not None:
+        row["timeout"] = registry.as_seconds(options.timeout)
+    if options.metadata is not None:
+        row["metadata"] = msgspec.Raw(payloads.encode(options.metadata, "metadata").encode())
+    row["dedupe_key"], row["group"] = options.dedupe_key, options.group
+    row["on_duplicate"] = options.on_duplicate
+    return row
+
+
+_PLAIN: Final = InvokeOptions()
+
+
+def _result(ended: Execution, task: Task[..., Any] | None) -> Any:
+    if task is None:
+        return ended.result
+    return task.result_type.decode(msgspec.json.encode(ended.result).decode())

@@ -1,0 +1,330 @@
+"""The way to Postgres: connections that are bounded in time, statements that are data.
+
+Every connection Conductor opens sets its own isolation level and its lock, statement and
+idle-in-transaction timeouts, so that nothing depends on how the server or role is configured.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, LiteralString, TypeVar
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import args_row, scalar_row
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+
+from conductor_cli import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from psycopg.rows import RowFactory
+
+Connection = psycopg.Connection[Any]
+R = TypeVar("R")
+
+CONNECT_TIMEOUT: Final = 5
+STATEMENT_TIMEOUT: Final = 30.0
+
+# A silent network is noticed within 15 seconds: 5 + 3 * 3 for one that only stops answering.
+_NETWORK: Final = {
+    "connect_timeout": CONNECT_TIMEOUT,
+    "keepalives_idle": 5,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 12_000,
+}
+
+# Conditions that pass by themselves: serialization, deadlock, lock timeout, cancelled by the
+# administrator or by a shutdown, resources, connections, read-only after a failover.
+_TRANSIENT_STATES: Final = ("40001", "40P01", "55P03", "57014", "57P0", "53", "08", "25006")
+
+_REFUSALS: Final = (
+    "password authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "authentication failed",
+    '" does not exist',
+    "permission denied for database",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement(Generic[R]):
+    """SQL and the type of its rows: one scalar, or a class whose fields are the columns in order.
+
+    Prepared on first use per connection; parameters are named.
+    """
+
+    row: type[R]
+    sql: LiteralString
+
+    def all(self, conn: Connection, /, **parameters: Any) -> list[R]:
+        """Run it and return every row."""
+        with conn.cursor(binary=True, row_factory=_factory(self.row)) as cursor:
+            cursor.execute(self.sql, parameters, prepare=True)
+            return cursor.fetchall()
+
+    def one(self, conn: Connection, /, **parameters: Any) -> R | None:
+        """Run it and return its first row, if there is one."""
+        rows = self.all(conn, **parameters)
+        return rows[0] if rows else None
+
+    def only(self, conn: Connection, /, **parameters: Any) -> R:
+        """Run it and return its first row; a statement without one is a programming error."""
+        return self.all(conn, **parameters)[0]
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed later: the network, a restart, a lock, a deadlock."""
+    if isinstance(error, errors.CredentialsRefused):
+        return False
+    if isinstance(error, (errors.DatabaseUnavailable, PoolTimeout)):
+        return True
+    if not isinstance(error, psycopg.Error):
+        return False
+    if error.sqlstate is None:
+        return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+    return error.sqlstate.startswith(_TRANSIENT_STATES)
+
+
+def is_bad_value(error: BaseException) -> bool:
+    """Whether Postgres refused a value: alone it will be refused again, its neighbours not."""
+    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    return isinstance(error, psycopg.DataError) or (state or "").startswith(("22", "54"))
+
+
+def unavailable(error: BaseException, url: str) -> errors.DatabaseUnavailable:
+    """The error a user should read in place of the driver's, without the password."""
+    text = _without_secrets(str(error).strip(), url)
+    where = describe(url)
+    if any(refusal in text for refusal in _REFUSALS):
+        return errors.CredentialsRefused(
+            f"Postgres at {where} refused the connection: {_last_line(text)}. "
+            "Check the user, the password and the database's name in [database] url."
+        )
+    return errors.DatabaseUnavailable(
+        f"Postgres at {where} cannot be reached: {_last_line(text)}. "
+        "Is it running, and are host and port in [database] url right?"
+    )
+
+
+def describe(url: str) -> str:
+    """Host, port, database and user of a URL, for people; never the password."""
+    try:
+        parts = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        return "(unreadable URL)"
+    host, port = parts.get("host", "localhost"), parts.get("port", "5432")
+    return f"{host}:{port}/{parts.get('dbname', '')} (user {parts.get('user', 'default')})"
+
+
+class Database:
+    """One Postgres: a pool for short work, and connections of one's own for services.
+
+    The pool opens on first use and once per process, so that a Database made before a fork
+    works on both sides of it. Given somebody else's pool, it is used as it is and not closed.
+    """
+
+    def __init__(
+        self, url: str | None = None, *, pool: ConnectionPool[Any] | None = None, size: int = 10
+    ) -> None:
+        if pool is None and url is None:
+            raise ValueError("a Database needs a url or a pool")
+        self.url = url if url is not None else _conninfo_of(pool)
+        self._given = pool
+        self._size = size
+        self._lock = threading.Lock()
+        self._own: ConnectionPool[Any] | None = None
+        self._pid = 0
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A transaction of its own on a pooled connection; raises DatabaseUnavailable."""
+        with self.connection() as conn, conn.transaction():
+            yield conn
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A pooled connection; each statement outside ``conn.transaction()`` commits itself."""
+        pool = self._pool()
+        try:
+            conn = pool.getconn(timeout=CONNECT_TIMEOUT * 2)
+        except (PoolTimeout, PoolClosed):
+            self.connect("probe").close()  # says why, when the server is the reason
+            raise errors.DatabaseUnavailable(
+                f"No connection to Postgres at {describe(self.url)} came free in "
+                f"{CONNECT_TIMEOUT * 2} seconds."
+            ) from None
+        try:
+            with conn:  # commits what an autocommitting connection has not; does not close it
+                yield conn
+        finally:
+            pool.putconn(conn)
+
+    def retrying(self, work: Callable[[Connection], R]) -> R:
+        """Run ``work`` in a transaction; once more if its connection turns out to be dead.
+
+        Only for work that may be sent twice: the first reply may have been lost after the
+        commit. Raises DatabaseUnavailable.
+        """
+        for last in (False, True):
+            try:
+                with self.transaction() as conn:
+                    return work(conn)
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                if last or not is_transient(error):
+                    raise unavailable(error, self.url) from error
+                self._pool().check()  # after a restart all of them are dead
+        raise AssertionError("unreachable")
+
+    def connect(self, name: str, *, statement_timeout: float = STATEMENT_TIMEOUT) -> Connection:
+        """A connection of one's own, autocommitting; raises DatabaseUnavailable."""
+        try:
+            conn = psycopg.connect(
+                make_conninfo(self.url, **_parameters(self.url, name)), autocommit=True
+            )
+        except psycopg.OperationalError as error:
+            raise unavailable(error, self.url) from None
+        _configure(conn, statement_timeout)
+        return conn
+
+    def close(self) -> None:
+        """Close the pool; the Database may be used again and opens another."""
+        with self._lock:
+            pool, self._own = self._own, None
+        if pool is not None and self._pid == os.getpid():
+            pool.close()
+
+    def _pool(self) -> ConnectionPool[Any]:
+        if self._given is not None:
+            return self._given
+        with self._lock:
+            if self._own is None or self._pid != os.getpid():
+                self._own, self._pid = self._open(), os.getpid()
+            return self._own
+
+    def _open(self) -> ConnectionPool[Any]:
+        return ConnectionPool(
+            make_conninfo(self.url, **_parameters(self.url, "pool")),
+            kwargs={"autocommit": True},
+            min_size=0,
+            max_size=self._size,
+            configure=lambda conn: _configure(conn, STATEMENT_TIMEOUT),
+            reconnect_timeout=float("inf"),
+            open=True,
+            name="conductor",
+        )
+
+
+class Link:
+    """A service's own connection: opened when first asked for, replaced after it broke.
+
+    Not shared between threads.
+    """
+
+    def __init__(self, database: Database, name: str) -> None:
+        self._database = database
+        self._name = name
+        self._conn: Connection | None = None
+
+    def get(self) -> Connection:
+        """A usable connection; raises DatabaseUnavailable."""
+        if self._conn is None or self._conn.closed or self._conn.broken:
+            self._conn = self._database.connect(self._name)
+        return self._conn
+
+    @property
+    def is_open(self) -> bool:
+        return self._conn is not None and not self._conn.closed
+
+    def drop(self) -> None:
+        """Close it; the next get() opens another. After an error nobody knows its state."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.close()
+
+
+class Listening:
+    """A connection that waits for notifications, and can be interrupted from another thread."""
+
+    def __init__(self, database: Database, channels: Sequence[str]) -> None:
+        self._conn = database.connect("listener")
+        for channel in channels:
+            self._conn.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+        self._read_end, self._write_end = os.pipe()
+
+    def receive(self, timeout: float) -> list[str]:
+        """The payloads that have come, in order; empty after ``timeout`` seconds or interrupt().
+
+        Raises DatabaseUnavailable when the connection is dead.
+        """
+        select.select([self._conn.fileno(), self._read_end], [], [], timeout)
+        pg = self._conn.pgconn
+        try:
+            pg.consume_input()
+        except psycopg.OperationalError as error:
+            raise errors.DatabaseUnavailable(f"The listener lost its connection: {error}") from None
+        payloads = []
+        while (notify := pg.notifies()) is not None:
+            payloads.append(notify.extra.decode())
+        return payloads
+
+    def interrupt(self) -> None:
+        """Let a receive() of another thread return at once."""
+        os.write(self._write_end, b"x")
+
+    def close(self) -> None:
+        self._conn.close()
+        os.close(self._read_end)
+        os.close(self._write_end)
+
+
+def _factory(row: type[R]) -> RowFactory[R]:
+    make: Callable[..., R] = row
+    return scalar_row if row.__module__ in _SCALARS else args_row(make)
+
+
+def _conninfo_of(pool: ConnectionPool[Any] | None) -> str:
+    given = "" if pool is None else pool.conninfo
+    return given() if callable(given) else given
+
+
+_SCALARS: Final = ("builtins", "uuid", "datetime")
+
+
+def _parameters(url: str, name: str) -> dict[str, Any]:
+    given = conninfo_to_dict(url)
+    mine = {key: value for key, value in _NETWORK.items() if key not in given}
+    return {**mine, "application_name": given.get("application_name", f"conductor {name}")}
+
+
+def _configure(conn: Connection, statement_timeout: float) -> None:
+    conn.execute(
+        """
+        select set_config('statement_timeout', %(statement)s, false),
+               set_config('lock_timeout', '10s', false),
+               set_config('idle_in_transaction_session_timeout', '60s', false),
+               set_config('default_transaction_isolation', 'read committed', false),
+               set_config('timezone', 'UTC', false)
+        """,
+        {"statement": f"{int(statement_timeout * 1000)}ms"},
+    )
+
+
+def _without_secrets(text: str, url: str) -> str:
+    try:
+        password = conninfo_to_dict(url).get("password")
+    except psycopg.ProgrammingError:
+        return text
+    return text.replace(str(password), "***") if password else text
+
+
+def _last_line(text: str) -> str:
+    return text.splitlines()[-1].strip().removesuffix(".") if text else "no reason given"

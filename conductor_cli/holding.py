@@ -1,0 +1,328 @@
+"""What one worker holds: claimed and not started, running, ended and not yet recorded.
+
+The books between a worker's threads and its pumps. Threads only take from the inbox and append
+to the outbox, both without a lock; whoever plans an exchange with the database takes one.
+
+How much is claimed ahead follows from the measured rate: enough for ``AHEAD`` seconds, so that
+fast tasks go through in large batches and slow ones are not hoarded.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from conductor_cli.models import Claimed, Completed, HandedBack, Outcome
+from conductor_cli.store.executions import START, Place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from conductor_cli.config import WorkerConfig
+    from conductor_cli.store.executions import Promoted
+
+AHEAD: Final = 0.2  # seconds of work to hold
+MOST_AHEAD: Final = 2000
+BATCH: Final = 500
+BATCH_BYTES: Final = 4 * 1024 * 1024
+SECOND_PUMP: Final = 100  # what makes a second exchange at the same time worth it
+PLACE_HOLDS: Final = 1.0  # seconds for which the lower bound is trusted
+STALLED: Final = 2.0  # seconds after which what nobody starts is given back
+TRUSTING_POLL: Final = 10.0  # the safety net's, while the listener is proven alive
+DOUBT: Final = 35.0  # longer than a statement may take on the server
+RECONCILE_EVERY: Final = 4.0
+LOCKED_PAUSE: Final = 0.1
+
+
+class Finished(msgspec.Struct, frozen=True, gc=False):
+    """How an attempt ended, and for how many seconds it ran."""
+
+    claimed: Claimed
+    outcome: Outcome
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One exchange with the database: what to record, how many to claim, whether to look for
+    due ones first, and whether to ask what the database thinks this worker runs."""
+
+    finished: list[Finished]
+    limit: int
+    look: bool
+    reconcile: bool
+    token: int
+    start: Place
+    version: int
+
+
+class Holding:
+    """See the module. ``trusts_listener`` tells whether notifications can be relied on."""
+
+    def __init__(self, config: WorkerConfig, trusts_listener: Callable[[], bool]) -> None:
+        self.inbox: SimpleQueue[Claimed | None] = SimpleQueue()
+        self.last_start = time.monotonic()
+        self.wakers: list[Callable[[], None]] = []
+        self._config = config
+        self._trusts_listener = trusts_listener
+        self._outbox: deque[Finished] = deque()
+        self._locked_out: deque[tuple[float, Finished]] = deque()
+        self._lock = threading.Lock()
+        self._claiming = True
+        self._active = 0  # pumps at work; while one is, nobody need be woken
+        self._taken = 0  # claimed, ever
+        self._drained = 0  # planned to be recorded, ever
+        self._reserved = 0  # being claimed
+        self._tokens: Counter[int] = Counter()
+        self._in_flight: set[int] = set()
+        self._version = 1  # grows with every hint that there may be work
+        self._dry = 0  # the version at which a claim found nothing more
+        self._start, self._start_until = START, 0.0
+        self._look_at = 0.0
+        self._next_at: float | None = None
+        self._rate, self._measured_at, self._measured = 0.0, time.monotonic(), 0
+        self._doubt_until = self._reconcile_at = 0.0
+        self._flushed_at = 0.0
+
+    # The threads' side.
+
+    def finish(self, finished: Finished) -> None:
+        """Leave an outcome to be recorded."""
+        self._outbox.append(finished)
+        if not self._active:
+            self.wakers[0]()
+
+    # The listener's side.
+
+    def ready(self, rank: int | None = None) -> None:
+        """A hint that something can be claimed, at this rank."""
+        with self._lock:
+            self._version += 1
+            if rank is None or rank < self._start.rank:
+                self._start = START
+        self.wakers[0]()
+
+    def due(self, at: float | None = None) -> None:
+        """A hint that something is due at this moment (seconds since 1970, the database's)."""
+        with self._lock:
+            if at is not None and self._next_at is not None and at > self._next_at:
+                return
+            self._look_at = 0.0
+        self.wakers[0]()
+
+    # The pumps' side.
+
+    def plan(self, was_active: bool) -> Plan | None:
+        """What to do next, or None when there is nothing (more) for another pump to do.
+
+        ``was_active``: the caller's last call returned a plan, which is done or has failed.
+        """
+        with self._lock:
+            self._active -= was_active
+            now = time.monotonic()
+            self._give_back_stalled(now)
+            look = self._claiming and self._look_at <= now
+            limit = self._limit(look)
+            reconcile = self._reconcile_at <= now < self._doubt_until
+            waiting = len(self._outbox)
+            if self._active and waiting < SECOND_PUMP and limit < SECOND_PUMP:
+                return None
+            finished = self._drain(now)
+            if not (finished or limit or look or reconcile):
+                return None
+            if look:
+                self._look_at = now + self._poll()
+            if reconcile:
+                self._reconcile_at = now + RECONCILE_EVERY
+            return self._planned(finished, limit, look, reconcile, now)
+
+    def linger(self) -> float:
+        """Seconds worth waiting for a larger batch; zero unless outcomes come thick and fast."""
+        waiting, now = len(self._outbox), time.monotonic()
+        if self._config.flush_interval is not None and waiting:
+            return max(0.0, self._flushed_at + self._config.flush_interval - now)
+        running = self._taken - self._drained - waiting
+        if self._rate < 2000 or waiting >= SECOND_PUMP or running <= SECOND_PUMP - waiting:
+            return 0.0
+        return min(0.003, (SECOND_PUMP - waiting) / self._rate)
+
+    def pause(self) -> float:
+        """Seconds until there may be something to do without being woken."""
+        with self._lock:
+            now = time.monotonic()
+            moments = [self._look_at] if self._claiming else [now + 1.0]
+            if not self.inbox.empty():
+                moments.append(now + STALLED / 4)
+            if self._locked_out:
+                moments.append(self._locked_out[0][0])
+            if now < self._doubt_until:
+                moments.append(self._reconcile_at)
+            return max(0.001, min(moments) - now)
+
+    def received(self, plan: Plan, claimed: Sequence[Claimed]) -> None:
+        """The exchange is done: its outcomes are settled, and these are ours to run."""
+        with self._lock:
+            self._reserved -= plan.limit
+            self._taken += len(claimed)
+            self._in_flight.discard(plan.token)
+            if claimed:
+                self._tokens[plan.token] = len(claimed)
+            if plan.limit:
+                self._remember_place(plan, claimed)
+            self._settle(plan)
+            if claimed and self.inbox.empty():
+                self.last_start = time.monotonic()
+        for each in claimed:
+            self.inbox.put(each)
+
+    def failed(self, plan: Plan) -> None:
+        """The exchange failed, or its reply was lost: keep the outcomes, doubt the claim."""
+        with self._lock:
+            self._reserved -= plan.limit
+            self._in_flight.discard(plan.token)
+            self._drained -= len(plan.finished)
+            self._outbox.extendleft(reversed(plan.finished))
+            self._version += 1
+            self._look_at = 0.0
+            now = time.monotonic()
+            if plan.limit:
+                self._doubt_until, self._reconcile_at = now + DOUBT, now
+
+    def looked(self, promoted: Promoted, limit: int) -> None:
+        """What promoting due executions brought, ``limit`` at most."""
+        with self._lock:
+            self._version += 1  # looking is also the safety net for lost hints
+            self._next_at = promoted.next_at
+            now = time.monotonic()
+            if promoted.promoted:
+                self._start = START
+            if promoted.promoted == limit:
+                self._look_at = now
+            elif promoted.next_in is not None:
+                self._look_at = min(self._look_at, now + promoted.next_in + 0.001)
+
+    def again(self, finished: Finished) -> None:
+        """Record this one again a little later: its row was locked by somebody else."""
+        with self._lock:
+            self._tokens[finished.claimed.token] += 1
+            self._drained -= 1
+            self._locked_out.append((time.monotonic() + LOCKED_PAUSE, finished))
+
+    def known_tokens(self) -> list[int]:
+        """The tokens of every claim this worker holds or is making."""
+        with self._lock:
+            return [*self._tokens, *self._in_flight]
+
+    # The worker's side.
+
+    def stop_claiming(self) -> None:
+        """Claim no more, and give back what has not been started."""
+        with self._lock:
+            self._claiming = False
+        self.give_back_unstarted()
+        self.wakers[0]()
+
+    def give_back_unstarted(self) -> None:
+        """Hand back whatever is in the inbox, its attempts not counted."""
+        while True:
+            try:
+                claimed = self.inbox.get_nowait()
+            except Empty:
+                return
+            if claimed is not None:
+                self._outbox.append(Finished(claimed, HandedBack(0.0), 0.0))
+
+    @property
+    def is_claiming(self) -> bool:
+        return self._claiming
+
+    @property
+    def in_hand(self) -> int:
+        """Claimed or being claimed, and not yet recorded."""
+        with self._lock:
+            return sum(self._tokens.values()) + self._reserved
+
+    def _limit(self, look: bool) -> int:
+        if not self._claiming or (self._version == self._dry and not look):
+            return 0
+        slots, held = self._config.concurrency, self._taken - self._drained
+        target = slots + self._ahead()
+        in_hand = held - len(self._outbox) - len(self._locked_out) + self._reserved
+        room = target - in_hand
+        if room <= 0 or (in_hand >= slots and room < target // 4):
+            return 0
+        return min(room, self._config.fetch_batch_size or BATCH)
+
+    def _ahead(self) -> int:
+        if self._config.fetch_batch_size is not None:
+            return self._config.fetch_batch_size
+        return min(MOST_AHEAD, int(self._rate * AHEAD))
+
+    def _poll(self) -> float:
+        trusting = TRUSTING_POLL if self._trusts_listener() else 0.0
+        return max(self._config.poll_interval, trusting) * random.uniform(0.9, 1.0)
+
+    def _drain(self, now: float) -> list[Finished]:
+        while self._locked_out and self._locked_out[0][0] <= now:
+            self._outbox.append(self._locked_out.popleft()[1])
+        finished: list[Finished] = []
+        size = 0
+        while self._outbox and len(finished) < BATCH and size < BATCH_BYTES:
+            each = self._outbox.popleft()
+            size += len(each.outcome.result) if type(each.outcome) is Completed else 100
+            finished.append(each)
+        self._drained += len(finished)
+        self._measure(len(finished), now)
+        if finished:
+            self._flushed_at = now
+        return finished
+
+    def _measure(self, finished: int, now: float) -> None:
+        self._measured += finished
+        passed = now - self._measured_at
+        if passed >= 0.02:
+            self._rate = (self._rate + self._measured / passed) / 2
+            self._measured_at, self._measured = now, 0
+
+    def _planned(
+        self, finished: list[Finished], limit: int, look: bool, reconcile: bool, now: float
+    ) -> Plan:
+        token = random.getrandbits(63)
+        self._active += 1
+        self._reserved += limit
+        if limit:
+            self._in_flight.add(token)
+        if now > self._start_until:
+            self._start, self._start_until = START, now + PLACE_HOLDS
+        if len(self._outbox) >= SECOND_PUMP or limit == BATCH:
+            self.wakers[-1]()
+        return Plan(finished, limit, look, reconcile, token, self._start, self._version)
+
+    def _remember_place(self, plan: Plan, claimed: Sequence[Claimed]) -> None:
+        if len(claimed) == plan.limit:
+            last = claimed[-1]
+            self._start = Place(last.rank, last.run_at, last.seq)
+        elif plan.start == START:
+            self._dry = plan.version
+        else:
+            self._start = START
+
+    def _settle(self, plan: Plan) -> None:
+        for each in plan.finished:
+            token = each.claimed.token
+            self._tokens[token] -= 1
+            if self._tokens[token] <= 0:
+                del self._tokens[token]
+
+    def _give_back_stalled(self, now: float) -> None:
+        # All threads are held by long tasks: what waits behind them may run elsewhere.
+        if not self.inbox.empty() and now - self.last_start > STALLED and self._claiming:
+            self._rate = 0.0
+            self.give_back_unstarted()

@@ -1,0 +1,66 @@
+"""Rescue and prune."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from conductor_cli import telemetry
+from conductor_cli.service import PeriodicService
+from conductor_cli.store import fleet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conductor_cli.database import Database
+    from conductor_cli.service import Service
+
+ORPHANS_EVERY: Final = 60.0
+PRUNE_EVERY: Final = 60.0
+ROTATE_EVERY: Final = 900.0
+PRUNE_BATCH: Final = 1000
+
+
+class Rescuer(PeriodicService):
+    """Gives back executions whose orchestrator stopped beating. Any server may.
+
+    Woken by the heartbeat at the moment a peer expires. Rescuing twice is harmless: the second
+    pass finds nothing to give back.
+    """
+
+    def __init__(
+        self, database: Database, *, on_death: Callable[[Service, BaseException], None]
+    ) -> None:
+        super().__init__("rescuer", pause=ORPHANS_EVERY, on_death=on_death)
+        self._database = database
+
+    def tick(self) -> bool:
+        with self._database.transaction() as conn:
+            rescued = fleet.rescue(conn)
+        for each in rescued:
+            if each.returned:
+                telemetry.emit("executions.rescued", count=each.returned, queue=each.queue)
+            if each.crashed:
+                telemetry.emit("execution.crashed", count=each.crashed, queue=each.queue)
+        return False
+
+
+class Pruner(PeriodicService):
+    """Keeps history's partitions: tomorrow's made in time, yesterday's dropped. The leader's."""
+
+    def __init__(
+        self, database: Database, *, on_death: Callable[[Service, BaseException], None]
+    ) -> None:
+        super().__init__("pruner", pause=PRUNE_EVERY, on_death=on_death)
+        self._database = database
+        self._rounds = 0
+
+    def tick(self) -> bool:
+        if self._rounds * PRUNE_EVERY % ROTATE_EVERY == 0:
+            with self._database.transaction() as conn:
+                fleet.rotate(conn)
+        with self._database.transaction() as conn:
+            pruned = fleet.prune(conn, PRUNE_BATCH)
+        if pruned:
+            telemetry.emit("history.pruned", count=pruned)
+        self._rounds += pruned < PRUNE_BATCH
+        return pruned == PRUNE_BATCH

@@ -1,0 +1,480 @@
+"""``Orchestrator``: one server process, composed and ordered.
+
+It opens no port and never ends the process: only the command does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from conductor_cli import catalog, errors, migrate, telemetry
+from conductor_cli.catalog import TaskSet, WorkerSpec
+from conductor_cli.client import Conductor, new_id
+from conductor_cli.config import Config, WorkerConfig, load
+from conductor_cli.coordinator import JobCoordinator, Settings
+from conductor_cli.models import DrainReport, State
+from conductor_cli.pump import Recorded, Retention
+from conductor_cli.signals import Identity
+from conductor_cli.store import executions, reports
+from conductor_cli.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from conductor_cli.registry import Task
+    from conductor_cli.service import Service
+
+FAILURES_SHOWN: Final = 100
+SECOND_SIGNAL_AFTER: Final = 1.0
+_LOOK_FIRST: Final = 0.01
+_LOOK_LAST: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class OrchestratorInfo:
+    """How an orchestrator stands at this moment."""
+
+    id: UUID
+    is_running: bool
+    is_shutting_down: bool
+    is_stopped: bool
+    is_leader: bool
+    version: str
+
+
+class Orchestrator:
+    """Runs tasks in this process. Start and stop, or drain; again afterwards, if wanted."""
+
+    def __init__(
+        self,
+        conductor: Conductor,
+        specs: Sequence[WorkerSpec],
+        config: Config,
+        *,
+        owns_conductor: bool = False,
+    ) -> None:
+        self.conductor = conductor
+        self.stopped: Future[None] = Future()
+        self._specs = specs
+        self._config = config
+        self._owns_conductor = owns_conductor
+        self._id = new_id()
+        self._lock = threading.Lock()
+        self._stack = ExitStack()
+        self._coordinator: JobCoordinator | None = None
+        self._is_stopping = False
+        self._death: BaseException | None = None
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        conductor: Conductor,
+        tasks: Iterable[Task[..., Any]] = (),
+        workers: Iterable[WorkerSpec] = (),
+        default_worker: WorkerConfig | None = None,
+        config: Config | None = None,
+    ) -> Orchestrator:
+        """An orchestrator for ``tasks``, one worker per queue they name, and for ``workers``.
+
+        Raises TaskDefinitionError for two tasks of one name, ConfigError for two workers of one
+        queue.
+        """
+        made = _workers(TaskSet(tasks), workers, lambda _: default_worker or WorkerConfig())
+        return cls(conductor, made, config or Config())
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Config | Path | str | None = None,
+        *,
+        queues: Sequence[str] = (),
+        jobs: bool = True,
+    ) -> Orchestrator:
+        """An orchestrator for the tasks of the modules that ``conductor.toml`` names.
+
+        ``queues``: serve only these. ``jobs=False``: claim nothing and stand for no election.
+        Raises ConfigError, TaskDefinitionError, UnknownQueue.
+        """
+        settings = config if isinstance(config, Config) else load(config)
+        tasks = catalog.load_modules(settings.tasks.modules, str(settings.folder))
+        _refuse_unknown_queues(queues, tasks)
+        served = tasks.in_queues(queues) if queues else tasks
+        specs = _workers(served, (), settings.worker.for_queue) if jobs else []
+        conductor = Conductor.from_config(settings)
+        return cls(conductor, specs, settings, owns_conductor=True)
+
+    @property
+    def info(self) -> OrchestratorInfo:
+        coordinator = self._coordinator
+        return OrchestratorInfo(
+            id=self._id,
+            is_running=coordinator is not None and not self._is_stopping,
+            is_shutting_down=self._is_stopping and not self.stopped.done(),
+            is_stopped=self.stopped.done(),
+            is_leader=coordinator is not None and coordinator.is_leader,
+            version=__version__,
+        )
+
+    @property
+    def job_coordinator(self) -> JobCoordinator:
+        """What runs the job side; made when first asked for, or by start()."""
+        with self._lock:
+            if self._coordinator is None:
+                self._coordinator = self._assemble()
+            return self._coordinator
+
+    @property
+    def problems(self) -> list[str]:
+        """Why this server is not ready; empty when it is."""
+        coordinator = self._coordinator
+        if self._is_stopping:
+            return ["the server is stopping"]
+        return ["the server has not started"] if coordinator is None else coordinator.problems
+
+    @property
+    def workers(self) -> Sequence[WorkerSpec]:
+        """What it serves."""
+        return self._specs
+
+    def start(self, *, signals: bool = True) -> None:
+        """Bring the schema up to date, register, and start everything; returns when all are up.
+
+        ``signals``: in the main thread, stop gracefully on SIGTERM and SIGINT. Raises what keeps
+        it from starting: DatabaseUnavailable, SchemaMissing, SchemaTooNew.
+        """
+        telemetry.emit("server.starting", server=str(self._id), version=__version__)
+        self._renew()
+        try:
+            install(self.conductor)
+            self._enter_state()
+            self.job_coordinator.start()
+        except BaseException:
+            self._release()
+            raise
+        if signals and threading.current_thread() is threading.main_thread():
+            self._stack.enter_context(Signals(self.stop, self.hurry))
+        telemetry.emit("server.ready", server=str(self._id), queues=self._queues())
+
+    def stop(self) -> None:
+        """Stop gracefully; returns when stopped. Idempotent.
+
+        Raises ShutdownTimeout when work had to be cut short and was handed back.
+        """
+        with self._lock:
+            first = not self._is_stopping and self._coordinator is not None
+            self._is_stopping = self._is_stopping or first
+        if first:
+            self._stop()
+        if self._coordinator is None and not self.stopped.done():
+            return  # never started
+        error = self.stopped.exception()
+        if isinstance(error, errors.ShutdownTimeout):
+            raise error
+
+    def hurry(self) -> None:
+        """Let a stop that is under way hand back at once what still runs."""
+        if self._coordinator is not None:
+            self._coordinator.hurry()
+
+    def run(self) -> None:
+        """Start, then wait until stopped; raises what ended it."""
+        self.start()
+        self.stopped.result()
+
+    def __enter__(self) -> Orchestrator:
+        self.start(signals=False)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def drain(
+        self,
+        timeout: float | None = None,
+        *,
+        wait_until_empty: bool = False,
+        retry_now: bool = False,
+    ) -> DrainReport:
+        """Work until nothing is left that could be claimed now and nothing of these queues runs.
+
+        ``timeout`` in seconds; ``wait_until_empty`` waits for what is due later, too;
+        ``retry_now`` lets retries run without their backoff. The scheduler does not run.
+        ``stop()`` from elsewhere ends it early.
+        """
+        self._renew()
+        tally = _Tally()
+        started = time.monotonic()
+        try:
+            install(self.conductor)
+            self._enter_state()
+            self._coordinator = self._assemble(leads=False, on_recorded=tally.add)
+            self._coordinator.start()
+            drained = _Drain(self, self._coordinator, wait_until_empty, retry_now)
+            timed_out = not drained.work(None if timeout is None else started + timeout)
+        except BaseException:
+            self._release()
+            raise
+        try:
+            self.stop()
+        except errors.ShutdownTimeout:
+            timed_out = True
+        return drained.report(tally, timed_out=timed_out, elapsed=time.monotonic() - started)
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        return self._is_stopping
+
+    def close(self) -> None:
+        """Let go of the database, where it was opened by from_config."""
+        if self._owns_conductor:
+            self.conductor.close()
+
+    def _renew(self) -> None:
+        with self._lock:
+            if self._coordinator is not None and self.stopped.done():
+                self._coordinator, self.stopped = None, Future()
+            elif self.stopped.done():
+                self.stopped = Future()
+            self._is_stopping, self._death = False, None
+
+    def _assemble(
+        self, *, leads: bool = True, on_recorded: Callable[[Recorded], None] | None = None
+    ) -> JobCoordinator:
+        config = self._config
+        settings = Settings(
+            heartbeat_interval=config.coordinator.heartbeat_interval,
+            heartbeat_timeout=config.coordinator.heartbeat_timeout,
+            shutdown_timeout=config.coordinator.shutdown_timeout,
+            timezone=config.scheduler.timezone,
+            retention=Retention(config.retention.completed, config.retention.failed),
+            leads=leads,
+        )
+        identity = Identity(
+            self._id, __version__, socket.gethostname(), os.getpid(), self._queues()
+        )
+        return JobCoordinator(
+            self.conductor, identity, self._specs, settings,
+            state=self._state, on_death=self._died, on_recorded=on_recorded,
+        )  # fmt: skip
+
+    _state: Any = None
+
+    def _enter_state(self) -> None:
+        setup = self._config.tasks.setup
+        self._state = None if setup is None else self._stack.enter_context(_state(setup))
+
+    def _stop(self) -> None:
+        telemetry.emit("server.stopping", server=str(self._id))
+        assert self._coordinator is not None
+        error = self._death
+        try:
+            if not self._coordinator.stop() and error is None:
+                error = errors.ShutdownTimeout(
+                    "Work still ran when the server had to be gone; it was handed back."
+                )
+        except BaseException as worse:
+            error = error or worse
+        self._release()
+        telemetry.emit("server.stopped", server=str(self._id))
+        if error is None:
+            self.stopped.set_result(None)
+        else:
+            self.stopped.set_exception(error)
+
+    def _release(self) -> None:
+        with self._lock:
+            if not self._is_stopping:
+                self._coordinator = None
+        self._stack.close()
+
+    def _died(self, service: Service, error: BaseException) -> None:
+        with self._lock:
+            first, self._death = self._death is None, self._death or error
+        if first:
+            threading.Thread(target=self._stop_quietly, name="undertaker", daemon=True).start()
+
+    def _stop_quietly(self) -> None:
+        try:
+            self.stop()
+        except errors.ShutdownTimeout:
+            return  # whoever waits for .stopped hears of the death, which came first
+
+    def _queues(self) -> list[str]:
+        return sorted(spec.queue for spec in self._specs)
+
+
+class Signals:
+    """While entered: SIGTERM and SIGINT stop, a later second one hurries. Main thread only.
+
+    The handler only leaves a note; a thread acts on it.
+    """
+
+    def __init__(self, stop: Callable[[], None], hurry: Callable[[], None]) -> None:
+        self._stop, self._hurry = stop, hurry
+        self._notes: SimpleQueue[float | None] = SimpleQueue()  # its put() is reentrant
+        self._before: dict[signal.Signals, Any] = {}
+        self.was_asked = False
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        threading.Thread(target=self._act, name="signals", daemon=True).start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+        self._notes.put(None)
+
+    def _note(self, number: int, frame: object) -> None:
+        self._notes.put(time.monotonic())
+
+    def _act(self) -> None:
+        first: float | None = None
+        while (note := self._notes.get()) is not None:
+            self.was_asked = True
+            if first is None:
+                first = note
+                threading.Thread(target=self._stop_quietly, name="stopper", daemon=True).start()
+            elif note - first >= SECOND_SIGNAL_AFTER:
+                self._hurry()
+
+    def _stop_quietly(self) -> None:
+        try:
+            self._stop()
+        except errors.ShutdownTimeout:
+            return  # told to whoever waits for .stopped
+
+
+def install(conductor: Conductor) -> None:
+    """Bring the schema up to date as far as a running server may; raises what is in the way."""
+    migrate.upgrade(conductor.database, breaking=False)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What a drain has ended. Called from the pumps' threads."""
+
+    counts: dict[State, int] = field(default_factory=lambda: dict.fromkeys(State, 0))
+    failed: list[UUID] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, recorded: Recorded) -> None:
+        with self.lock:
+            self.counts[recorded.state] += 1
+            if recorded.state is State.FAILED and len(self.failed) < FAILURES_SHOWN:
+                self.failed.append(recorded.id)
+
+
+class _Drain:
+    """Watches a coordinator until there is nothing left for it."""
+
+    def __init__(
+        self,
+        orchestrator: Orchestrator,
+        coordinator: JobCoordinator,
+        wait_until_empty: bool,
+        retry_now: bool,
+    ) -> None:
+        self._orchestrator = orchestrator
+        self._database = orchestrator.conductor.database
+        self._workers = list(coordinator.workers)
+        self._wait_until_empty = wait_until_empty
+        self._retry_now = retry_now
+        self._queues = [worker.queue for worker in self._workers]
+        self._names = sorted({t.name for worker in self._workers for t in worker.tasks})
+
+    def work(self, until: float | None) -> bool:
+        """Return when nothing is left; False when the moment passed or a stop came first."""
+        for worker in self._workers if self._retry_now else ():
+            worker.set_retry_now()
+        pause = _LOOK_FIRST
+        while not self._is_done():
+            if self._orchestrator.is_asked_to_stop or (until and time.monotonic() >= until):
+                return False
+            time.sleep(pause)
+            pause = min(_LOOK_LAST, pause * 1.2)
+        return True
+
+    def report(self, tally: _Tally, *, timed_out: bool, elapsed: float) -> DrainReport:
+        left = self._backlog()
+        with self._database.connection() as conn:
+            failures = reports.get_many(conn, tally.failed)
+        return DrainReport(
+            completed=tally.counts[State.COMPLETED],
+            failed=tally.counts[State.FAILED],
+            cancelled=tally.counts[State.CANCELLED],
+            left_retrying=left.retrying,
+            left_scheduled=left.scheduled,
+            left_waiting=left.waiting,
+            left_blocked=left.blocked,
+            left_unserved=left.unserved,
+            timed_out=timed_out,
+            elapsed=round(elapsed, 3),
+            failures=tuple(failures),
+        )
+
+    def _is_done(self) -> bool:
+        if not all(worker.is_idle for worker in self._workers):
+            return False
+        if self._retry_now:
+            with self._database.transaction() as conn:
+                executions.hasten(conn, self._queues, self._names)
+        left = self._backlog()
+        if left.ready:
+            for worker in self._workers:
+                worker.holding.due()
+        later = left.retrying + left.scheduled + left.waiting if self._wait_until_empty else 0
+        return left.ready + left.running + later == 0
+
+    def _backlog(self) -> reports.Backlog:
+        with self._database.connection() as conn:
+            return reports.backlog(conn, self._queues, self._names)
+
+
+def _workers(
+    tasks: TaskSet, given: Iterable[WorkerSpec], config: Callable[[str], WorkerConfig]
+) -> list[WorkerSpec]:
+    specs: dict[str, WorkerSpec] = {}
+    for spec in given:
+        if spec.queue in specs:
+            raise errors.ConfigError(f"Two workers are given for the queue {spec.queue!r}.")
+        specs[spec.queue] = spec
+    for queue in tasks.queues:
+        if queue in specs:
+            raise errors.ConfigError(
+                f"The queue {queue!r} has a worker of its own and is named by tasks=, too; "
+                "give those tasks to that worker."
+            )
+        specs[queue] = WorkerSpec(queue, tasks.in_queues([queue]), config(queue))
+    TaskSet({id(t): t for spec in specs.values() for t in spec.tasks}.values())
+    return [specs[queue] for queue in sorted(specs)]
+
+
+def _refuse_unknown_queues(queues: Sequence[str], tasks: TaskSet) -> None:
+    for queue in queues:
+        if queue not in tasks.queues:
+            known = ", ".join(tasks.queues) or "none"
+            raise errors.ConfigError(f"No task is in the queue {queue!r}; there are: {known}.")
+
+
+def _state(setup: str) -> Any:
+    module, _, name = setup.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError) as error:
+        raise errors.ConfigError(f"[tasks] setup = {setup!r} cannot be loaded: {error}") from error

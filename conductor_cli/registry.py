@@ -1,0 +1,326 @@
+"""The author's side: ``@task``, its options, triggers, invocations."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import re
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    ParamSpec,
+    TypeVar,
+    cast,
+    overload,
+)
+
+from conductor_cli import payloads, timing
+from conductor_cli.context import AsyncContext, Context
+from conductor_cli.errors import TaskDefinitionError
+from conductor_cli.models import NAME_PATTERN
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from uuid import UUID
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+Seconds = float | timedelta
+_NAME: Final = re.compile(NAME_PATTERN)
+
+
+@dataclass(frozen=True, slots=True)
+class Cron:
+    """A schedule on which a task runs; made by :func:`cron`."""
+
+    expression: str
+    name: str
+    payload: object
+    timezone: str | None
+    missed: timing.Missed
+
+
+def cron(
+    expression: str,
+    *,
+    name: str | None = None,
+    payload: object = None,
+    timezone: str | None = None,
+    missed: str = "latest",
+) -> Cron:
+    """Run the task at each tick of ``expression``: five fields, or six with seconds first.
+
+    ``name`` tells several schedules of one task apart (default: the expression's text).
+    ``timezone`` defaults to ``[scheduler] timezone``. ``missed``: what becomes of ticks that no
+    server was there for: ``latest`` one late run, ``skip`` none, ``all`` each of them.
+    Raises TaskDefinitionError.
+    """
+    try:
+        policy = timing.Missed(missed)
+    except ValueError:
+        raise TaskDefinitionError(
+            f'cron({expression!r}): missed={missed!r} is none of "latest", "skip", "all".'
+        ) from None
+    timing.Schedule.parse(expression, timezone or "UTC")
+    return Cron(expression, name or default_cron_name(expression), payload, timezone, policy)
+
+
+def default_cron_name(expression: str) -> str:
+    """A schedule's name when its author gave none: the expression in characters of a name."""
+    return re.sub(r"[^A-Za-z0-9_.:-]+", "_", expression.strip().replace("*", "x")) or "cron"
+
+
+@dataclass(frozen=True, slots=True)
+class InvokeOptions:
+    """How one execution is to be created; None leaves it to the task."""
+
+    queue: str | None = None
+    id: UUID | None = None
+    run_at: datetime | None = None
+    delay: Seconds | None = None
+    priority: int | None = None
+    dedupe_key: str | None = None
+    on_duplicate: str = "return"
+    group: str | None = None
+    timeout: Seconds | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation(Generic[R_co]):
+    """A task with its payload, ready to be invoked."""
+
+    task: Task[..., R_co]
+    payload: object
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def options(self, **overrides: Any) -> Invocation[R_co]:
+        """The same with options of ``invoke`` set, e.g. ``priority=5``."""
+        _refuse_unknown_options(self.task.name, overrides)
+        return replace(self, overrides={**self.overrides, **overrides})
+
+
+class Task(Generic[P, R_co]):
+    """A registered function; calling it runs the plain function."""
+
+    def __init__(self, function: Callable[..., Any], options: TaskOptions) -> None:
+        self.function = function
+        self.name: str = options.name or str(getattr(function, "__name__", ""))
+        self.queue = options.queue
+        self.settings = options
+        self.module = getattr(function, "__module__", "")
+        self.place = payloads.describe(function)
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.binder = payloads.Binder(function, (Context, AsyncContext))
+        self.result_type = payloads.ResultType(payloads.return_annotation(function))
+        self.__doc__ = function.__doc__
+        self.__name__ = getattr(function, "__name__", self.name)
+        self.__wrapped__ = function
+        options.validate(self)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        return cast("R_co", self.function(*args, **kwargs))
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name!r} in queue {self.queue!r}>"
+
+    def bind(self, *args: Any, **kwargs: Any) -> Invocation[R_co]:
+        """The task with a payload: keyword arguments, or one value for a task that takes one."""
+        if args and (len(args) > 1 or kwargs or not self.binder.whole):
+            raise TypeError(f"{self.name}.bind() takes the payload's keys as keyword arguments")
+        return Invocation(self, args[0] if args else kwargs)
+
+    def options(self, **overrides: Any) -> ConfiguredTask[R_co]:
+        """The task with options of ``invoke`` set: ``task.options(priority=5).bind(...)``."""
+        _refuse_unknown_options(self.name, overrides)
+        return ConfiguredTask(self, overrides)
+
+    @property
+    def triggers(self) -> tuple[Cron, ...]:
+        return tuple(self.settings.triggers)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfiguredTask(Generic[R_co]):
+    """A task with options of ``invoke`` set."""
+
+    task: Task[..., R_co]
+    overrides: Mapping[str, Any]
+
+    def bind(self, *args: Any, **kwargs: Any) -> Invocation[R_co]:
+        """As ``Task.bind``, with these options."""
+        return replace(self.task.bind(*args, **kwargs), overrides=self.overrides)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """What ``@task`` takes; see :func:`task`."""
+
+    name: str | None = None
+    queue: str = "default"
+    max_attempts: int = 3
+    max_crashes: int = 3
+    retry: timing.RetryPolicy | None = None
+    timeout: Seconds | None = None
+    priority: int = 0
+    triggers: Sequence[Cron] = ()
+    invocable: bool = True
+    retain_completed: Seconds | bool | None = None
+    retain_failed: Seconds | bool | None = None
+
+    def validate(self, task: Task[..., Any]) -> None:
+        """Raise TaskDefinitionError for the first option that is wrong, naming the task's place."""
+        try:
+            check_name("task", task.name)
+            check_name("queue", self.queue)
+            _check_count("max_attempts", self.max_attempts, 1)
+            _check_count("max_crashes", self.max_crashes, 0)
+            check_priority(self.priority)
+            timing.checked_retry(self.retry)
+            _check_duration("timeout", self.timeout, positive=True)
+            _check_retention("retain_completed", self.retain_completed)
+            _check_retention("retain_failed", self.retain_failed)
+            self._check_triggers(task)
+        except (TypeError, ValueError) as error:
+            raise TaskDefinitionError(f"Task {task.name!r}, {task.place}: {error}") from None
+
+    def _check_triggers(self, task: Task[..., Any]) -> None:
+        names = set()
+        for trigger in self.triggers:
+            if not isinstance(trigger, Cron):
+                raise TypeError(f"triggers holds {trigger!r}, which is not made by cron()")
+            if trigger.name in names:
+                raise ValueError(f"two triggers are named {trigger.name!r}; give one a name=")
+            names.add(check_name("trigger", trigger.name))
+            task.binder.check(task.name, cron_payload(trigger))
+
+
+@overload
+def task(function: Callable[Concatenate[Context[Any], P], R], /) -> Task[P, R]: ...
+@overload
+def task(function: Callable[Concatenate[AsyncContext[Any], P], Awaitable[R]], /) -> Task[P, R]: ...
+@overload
+def task(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def task(
+    *,
+    name: str | None = None,
+    queue: str = "default",
+    max_attempts: int = 3,
+    max_crashes: int = 3,
+    retry: timing.RetryPolicy | None = None,
+    timeout: Seconds | None = None,
+    priority: int = 0,
+    triggers: Sequence[Cron] = (),
+    invocable: bool = True,
+    retain_completed: Seconds | bool | None = None,
+    retain_failed: Seconds | bool | None = None,
+) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Make a function a task.
+
+    ``name``: default the function's name. ``queue``: where its executions wait.
+    ``max_attempts``: how often it may fail (raise or time out). ``max_crashes``: how often it
+    may take its process down (0: it runs at most once). ``retry``: seconds after failure 1, 2,
+    ... (the last repeats), a Backoff, or ``(failures, error) -> seconds or None``; default 15,
+    30, 60, 120, 300, 600, 1200, 2400, 3600, then 7200, ± 10 %. ``timeout``: seconds of running
+    time. ``priority``: higher first. ``triggers``: made by :func:`cron`. ``invocable=False``:
+    only its triggers run it. ``retain_completed``, ``retain_failed``: seconds to keep an ended
+    execution; 0 or False deletes at once, ``math.inf`` keeps for ever, None: the configuration's.
+
+    Raises TaskDefinitionError, naming the place, for options or a signature that cannot work.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Task[..., Any]:
+        try:
+            made = TaskOptions(**options)
+        except TypeError:
+            known = [f for f in TaskOptions.__dataclass_fields__]
+            raise TaskDefinitionError(_unknown_option(function, options, known)) from None
+        defined: Task[..., Any] = Task(function, made)
+        defined_tasks.add(defined)
+        return defined
+
+    return decorate if function is None else decorate(function)
+
+
+def cron_payload(trigger: Cron) -> str:
+    """The payload of a trigger's executions as JSON text; none given is an empty object."""
+    value = {} if trigger.payload is None else trigger.payload
+    return payloads.encode(value, f"The payload of trigger {trigger.name!r}")
+
+
+def as_seconds(value: Seconds | None) -> float | None:
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """Up to three names that resemble this one, likeliest first."""
+    return difflib.get_close_matches(name, list(names), n=3, cutoff=0.6)
+
+
+def check_name(what: str, name: object) -> str:
+    """The name, if it is one; raises ValueError."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"the {what} name {name!r} is not 1 to 200 of the characters A-Z a-z 0-9 _ . : -"
+        )
+    return name
+
+
+def check_priority(priority: object) -> int:
+    """The priority, if it is one; raises ValueError."""
+    if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > 32767:
+        raise ValueError(f"priority={priority!r} is not a whole number from -32767 to 32767")
+    return priority
+
+
+defined_tasks: Final[weakref.WeakSet[Task[..., Any]]] = weakref.WeakSet()
+"""Every task defined in this process and still referred to, for loading by module."""
+
+
+def _unknown_option(
+    function: Callable[..., Any], options: Mapping[str, Any], known: Sequence[str]
+) -> str:
+    wrong = next(name for name in options if name not in known)
+    meant = nearest(wrong, known)
+    hint = f" Did you mean {meant[0]!r}?" if meant else ""
+    return f"{payloads.describe(function)}: @task has no option {wrong!r}.{hint}"
+
+
+def _refuse_unknown_options(task_name: str, overrides: Mapping[str, Any]) -> None:
+    known = list(InvokeOptions.__dataclass_fields__)
+    for name in overrides:
+        if name not in known:
+            meant = nearest(name, known)
+            hint = f" Did you mean {meant[0]!r}?" if meant else ""
+            raise TypeError(f"{task_name}.options() has no option {name!r}.{hint}")
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r} is not a whole number of at least {least}")
+
+
+def _check_duration(name: str, value: object, *, positive: bool = False) -> None:
+    if value is None:
+        return
+    number = timing.seconds(cast("Seconds", value), name)
+    if positive and number <= 0:
+        raise ValueError(f"{name}={value!r} must be more than zero seconds")
+
+
+def _check_retention(name: str, value: object) -> None:
+    if value is None or isinstance(value, bool) or value == math.inf:
+        return
+    _check_duration(name, value)

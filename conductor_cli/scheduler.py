@@ -1,0 +1,75 @@
+"""``JobScheduler``: due ticks become executions. Runs where the leader is; right anywhere.
+
+The statement that makes a tick's execution compares and sets the schedule's next tick, so that
+of two schedulers one makes it, and a killed one has made it or not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from conductor_cli import telemetry, timing
+from conductor_cli.errors import TaskDefinitionError
+from conductor_cli.service import PeriodicService
+from conductor_cli.store import fleet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conductor_cli.database import Connection, Database
+    from conductor_cli.service import Service
+    from conductor_cli.store.fleet import DueSchedule
+
+LOOK_AGAIN: Final = 30.0  # seconds; changes announce themselves, this is the safety net
+
+
+class JobScheduler(PeriodicService):
+    """Sleeps until the next tick of any schedule, by the database's clock, then makes it."""
+
+    def __init__(
+        self, database: Database, *, on_death: Callable[[Service, BaseException], None]
+    ) -> None:
+        super().__init__("scheduler", pause=LOOK_AGAIN, on_death=on_death)
+        self._database = database
+        self._refused: set[tuple[str, str, str]] = set()
+
+    def tick(self) -> bool:
+        with self._database.connection() as conn:
+            schedules = fleet.due_schedules(conn)
+            done = [self._make(conn, s) for s in schedules if s.due]
+        coming = [(s.next_at - s.now).total_seconds() for s in schedules if not s.due]
+        self.pause = min([LOOK_AGAIN, *[max(0.001, seconds) for seconds in coming]])
+        return any(done)
+
+    def _make(self, conn: Connection, schedule: DueSchedule) -> bool:
+        """Whether the schedule has moved on, here or elsewhere."""
+        try:
+            parsed = timing.Schedule.parse(schedule.expression, schedule.timezone)
+        except TaskDefinitionError as error:
+            self._refuse(schedule, error)
+            return False
+        missed = timing.Missed(schedule.missed)
+        due = timing.due(parsed, schedule.next_at, schedule.now, missed)
+        with conn.transaction():
+            made = fleet.tick(
+                conn, schedule.task, schedule.name,
+                expected=schedule.next_at, ticks=due.ticks, next_at=due.next,
+            )  # fmt: skip
+        if made:
+            telemetry.emit(
+                "schedule.ticked", count=len(made), task=schedule.task, schedule=schedule.name
+            )
+        if due.skipped:
+            telemetry.emit(
+                "schedule.missed", count=due.skipped, task=schedule.task, schedule=schedule.name
+            )
+        return True
+
+    def _refuse(self, schedule: DueSchedule, error: TaskDefinitionError) -> None:
+        # A newer version's expression: it is left to servers that understand it.
+        key = (schedule.task, schedule.name, schedule.expression)
+        if key not in self._refused:
+            self._refused.add(key)
+            telemetry.emit(
+                "schedule.refused", task=schedule.task, schedule=schedule.name, error=str(error)
+            )

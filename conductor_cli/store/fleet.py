@@ -1,0 +1,488 @@
+"""The fleet in SQL: servers and their heartbeats, leadership, schedules, rescue, prune.
+
+Lateness is judged by the database's clock on both sides of each comparison.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import msgspec
+
+from conductor_cli.database import Connection, Statement
+from conductor_cli.models import ScheduleSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from conductor_cli.models import TaskSpec
+
+REGISTER_TASKS: Final = Statement(
+    row=int,
+    sql="""
+    -- Last writer wins: two versions side by side leave the newer start's options.
+    with given as (
+        select * from json_to_recordset(%(tasks)s::text::json) as t (
+            queue text, name text, home boolean, priority smallint, max_attempts int,
+            max_crashes int, retain_completed float8, retain_failed float8, options jsonb)
+        order by queue, name
+    ), written as (
+        insert into conductor.tasks (
+            queue, name, home, priority, max_attempts, max_crashes, retain_completed,
+            retain_failed, options, registered_at)
+        select queue, name, home, priority, max_attempts, max_crashes, retain_completed,
+            retain_failed, options, conductor.now()
+        from given
+        on conflict (queue, name) do update set
+            home = excluded.home, priority = excluded.priority,
+            max_attempts = excluded.max_attempts, max_crashes = excluded.max_crashes,
+            retain_completed = excluded.retain_completed,
+            retain_failed = excluded.retain_failed, options = excluded.options,
+            registered_at = excluded.registered_at
+        returning 1
+    ), moved as (
+        -- A task that has moved to another queue is at home in the new one only.
+        update conductor.tasks t set home = false
+        from given g
+        where g.home and t.name = g.name and t.queue <> g.queue and t.home
+        returning 1
+    )
+    select (select count(*) from written)::int + 0 * (select count(*) from moved)::int
+    """,
+)
+
+
+def register_tasks(conn: Connection, tasks: Sequence[TaskSpec]) -> None:
+    """Make options known to those who have no Python at hand."""
+    REGISTER_TASKS.only(conn, tasks=msgspec.json.encode(tasks).decode())
+
+
+class Registered(msgspec.Struct, frozen=True):
+    """A registered task, as a client needs it."""
+
+    name: str
+    queue: str
+    priority: int
+
+
+FIND_TASK: Final = Statement(
+    row=Registered,
+    sql="""
+    -- Reads only.
+    select name, queue, priority from conductor.tasks
+    where name = %(name)s
+    order by home desc, registered_at desc
+    limit 1
+    """,
+)
+
+TASK_NAMES: Final = Statement(
+    row=str,
+    sql="""
+    -- Reads only.
+    select distinct name from conductor.tasks order by name
+    """,
+)
+
+
+def find_task(conn: Connection, name: str) -> Registered | None:
+    """The registered task of this name, in its own queue where it has one."""
+    return FIND_TASK.one(conn, name=name)
+
+
+def task_names(conn: Connection) -> list[str]:
+    """The names of all registered tasks."""
+    return TASK_NAMES.all(conn)
+
+
+JOIN: Final = Statement(
+    row=int,
+    sql="""
+    -- Also for a server that was declared dead and comes back: what it held is not its own
+    -- any more, whatever its id.
+    insert into conductor.orchestrators (
+        id, started_at, beat_at, timeout, version, hostname, pid, queues)
+    values (%(id)s, conductor.now(), conductor.now(), %(timeout)s, %(version)s, %(hostname)s,
+            %(pid)s, %(queues)s)
+    on conflict (id) do update set beat_at = conductor.now()
+    returning 1
+    """,
+)
+
+
+def join(
+    conn: Connection,
+    id: UUID,
+    *,
+    timeout: float,
+    version: str,
+    hostname: str,
+    pid: int,
+    queues: Sequence[str],
+) -> None:
+    """Enter a server into the fleet. ``timeout``: seconds of silence after which it is dead."""
+    JOIN.only(
+        conn,
+        id=id, timeout=timeout, version=version, hostname=hostname, pid=pid, queues=list(queues),
+    )  # fmt: skip
+
+
+LEAVE: Final = Statement(
+    row=int,
+    sql="""
+    -- What it still runs, if anything, is rescued by the others as an orphan's.
+    with gone as (delete from conductor.orchestrators where id = %(id)s returning 1)
+    select count(*)::int from gone
+    """,
+)
+
+
+def leave(conn: Connection, id: UUID) -> None:
+    """Take a server out of the fleet, after its last write."""
+    LEAVE.only(conn, id=id)
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What a beat told. Durations in seconds from the database's now, None: never.
+
+    ``known``: the fleet still counts this server among the living. ``term``: the number of the
+    term this server leads, None when it does not lead. ``look_in``: when the next server or
+    the lease would expire. ``cancelled``: what it runs and should stop running.
+    """
+
+    known: bool
+    term: int | None
+    look_in: float | None
+    clock: float
+    cancelled: list[UUID]
+
+
+BEAT: Final = Statement(
+    row=Pulse,
+    sql="""
+    -- One statement beats, proves the listener by a message to itself, renews the lease or
+    -- takes an expired one, and tells when to look again. Renewing names the exact term; of
+    -- two that take at once the row lock lets one, and the other then sees a fresh lease.
+    with beat as (
+        update conductor.orchestrators set beat_at = conductor.now(), stopping = %(stopping)s
+        where id = %(id)s
+        returning 1
+    ), renewed as (
+        update conductor.leadership set renewed_at = conductor.now()
+        where leader = %(id)s and term = %(term)s
+        returning term
+    ), taken as (
+        insert into conductor.leadership as l (leader, term, elected_at, renewed_at)
+        select %(id)s, 1, conductor.now(), conductor.now()
+        where %(stands)s and %(term)s::bigint is null and exists (select from beat)
+        on conflict (singleton) do update set
+            leader = excluded.leader, term = l.term + 1,
+            elected_at = excluded.elected_at, renewed_at = excluded.renewed_at
+        where l.leader is null
+           or l.renewed_at + %(lease)s * interval '1 second' <= conductor.now()
+        returning term
+    )
+    select exists (select from beat) as known,
+        coalesce((select term from renewed), (select term from taken)) as term,
+        extract(epoch from least(
+            (select min(beat_at + timeout * interval '1 second')
+             from conductor.orchestrators where id <> %(id)s),
+            (select renewed_at + %(lease)s * interval '1 second'
+             from conductor.leadership where %(stands)s and leader <> %(id)s)
+        ) - conductor.now())::float8 as look_in,
+        extract(epoch from clock_timestamp())::float8 as clock,
+        array(select id from conductor.live
+              where owner = %(id)s and state = 'x' and flags & 1 <> 0) as cancelled
+    from (select pg_notify('conductor_' || replace(%(id)s::text, '-', ''), 'ping')) ping
+    """,
+)
+
+
+def beat(
+    conn: Connection,
+    id: UUID,
+    *,
+    stopping: bool,
+    stands: bool,
+    term: int | None,
+    lease: float,
+) -> Pulse:
+    """Say that this server lives, and hear how it stands.
+
+    ``stands``: it wants to lead; ``term``: the one it leads; ``lease``: seconds a term lasts
+    without a renewal.
+    """
+    return BEAT.only(conn, id=id, stopping=stopping, stands=stands, term=term, lease=lease)
+
+
+RESIGN: Final = Statement(
+    row=int,
+    sql="""
+    -- Names the exact term, so that a late resignation does not end somebody else's.
+    with resigned as (
+        update conductor.leadership set leader = null
+        where leader = %(id)s and term = %(term)s
+        returning 1
+    )
+    select count(pg_notify('conductor', 'leaderless'))::int from resigned
+    """,
+)
+
+
+def resign(conn: Connection, id: UUID, term: int) -> bool:
+    """End a term early and tell the others; whether it was still this server's."""
+    return RESIGN.only(conn, id=id, term=term) > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued:
+    """What a rescue did, for one queue: rows given back, and rows that crashed too often."""
+
+    queue: str
+    returned: int
+    crashed: int
+    owners: int
+
+
+RESCUE: Final = Statement(
+    row=Rescued,
+    sql="""
+    -- Any server may: the dead are taken with skip locked, so that two at once share them.
+    -- Locking a server's row and judging its silence again under that lock keeps one that
+    -- beats just now. Nobody could beat before Postgres itself had started. Rows whose owner is
+    -- not in the fleet at all are rescued too.
+    with dead as materialized (
+        select id from conductor.orchestrators
+        where greatest(beat_at, pg_postmaster_start_time()) + timeout * interval '1 second'
+            <= conductor.now()
+        order by id
+        for update skip locked
+    ), buried as (
+        delete from conductor.orchestrators o using dead d where o.id = d.id
+    ), held as materialized (
+        select l.id, l.queue, l.flags,
+            l.crashes + 1 > coalesce(t.max_crashes, 3) as too_often
+        from conductor.live l
+        left join conductor.tasks t on t.queue = l.queue and t.name = l.task
+        where l.state = 'x' and (l.owner in (select id from dead)
+           or not exists (select from conductor.orchestrators o where o.id = l.owner))
+        order by l.id
+        for update of l skip locked
+    ), counted as (
+        update conductor.live l set
+            crashes = l.crashes + 1, owner = null,
+            state = 'r', run_at = conductor.now()
+        from held h where l.id = h.id and h.flags & 1 = 0 and not h.too_often
+        returning l.queue, l.rank
+    ), ended as (
+        select conductor.archive(
+            array(select id from held where flags & 1 = 0 and too_often), 'f',
+            json_build_object('type', 'Crashed', 'traceback', null, 'message',
+                'crashed: its process ended while it ran, more often than max_crashes allows'))
+            as crashed,
+        conductor.archive(array(select id from held where flags & 1 <> 0), 'k', null) as cancelled
+    ), told as materialized (
+        select c.queue, count(*)::int as returned,
+            conductor.notify_queue(c.queue, min(c.rank), null)
+        from counted c group by c.queue
+    )
+    select q.queue, coalesce(told.returned, 0) as returned,
+        (count(*) filter (where q.too_often))::int as crashed,
+        (select count(*) from dead)::int + 0 * (select crashed + cancelled from ended) as owners
+    from held q left join told on told.queue = q.queue
+    group by q.queue, told.returned
+    """,
+)
+
+
+def rescue(conn: Connection) -> list[Rescued]:
+    """Give back what servers ran that are dead by the database's clock; per queue."""
+    return RESCUE.all(conn)
+
+
+SAVE_SCHEDULES: Final = Statement(
+    row=int,
+    sql="""
+    -- A schedule that has not changed keeps its next tick, so that a restart neither loses nor
+    -- repeats one. Schedules of tasks that are served and no longer name them are removed.
+    with given as (
+        select * from json_to_recordset(%(schedules)s::text::json) as s (
+            task text, name text, queue text, expression text, timezone text, missed text,
+            payload text, next_at timestamptz)
+        order by task, name
+    ), removed as (
+        delete from conductor.schedules s
+        where s.task = any (%(tasks)s)
+          and not exists (select from given g where g.task = s.task and g.name = s.name)
+        returning 1
+    ), saved as (
+        insert into conductor.schedules as s (
+            task, name, queue, expression, timezone, missed, payload, next_at, changed_at)
+        select task, name, queue, expression, timezone, missed, payload::json, next_at,
+            conductor.now()
+        from given
+        on conflict (task, name) do update set
+            queue = excluded.queue, missed = excluded.missed, payload = excluded.payload,
+            expression = excluded.expression, timezone = excluded.timezone,
+            next_at = case
+                when (s.expression, s.timezone) = (excluded.expression, excluded.timezone)
+                then s.next_at else excluded.next_at end,
+            changed_at = excluded.changed_at
+        where (s.queue, s.missed, s.expression, s.timezone, s.payload::text)
+            is distinct from (excluded.queue, excluded.missed, excluded.expression,
+                              excluded.timezone, excluded.payload::text)
+        returning 1
+    ), changes as (
+        select (select count(*) from removed) + (select count(*) from saved) as n
+    )
+    select n::int from changes
+    left join lateral pg_notify('conductor', 'schedules') on n > 0
+    """,
+)
+
+
+def save_schedules(
+    conn: Connection,
+    schedules: Sequence[tuple[ScheduleSpec, datetime | None]],
+    tasks: Sequence[str],
+) -> int:
+    """Store the schedules of ``tasks``, each with its first tick; returns how many changed."""
+    rows: list[dict[str, Any]] = [
+        {**msgspec.to_builtins(spec), "next_at": next_at} for spec, next_at in schedules
+    ]
+    return SAVE_SCHEDULES.only(
+        conn, schedules=msgspec.json.encode(rows).decode(), tasks=list(tasks)
+    )
+
+
+CLOCK: Final = Statement(
+    row=float,
+    sql="""
+    -- Reads only.
+    select extract(epoch from conductor.now())::float8
+    """,
+)
+
+
+def clock(conn: Connection) -> float:
+    """The database's now, in seconds since 1970."""
+    return CLOCK.only(conn)
+
+
+@dataclass(frozen=True, slots=True)
+class DueSchedule:
+    """A schedule whose next tick has come, or the next to come (``due`` tells)."""
+
+    task: str
+    name: str
+    expression: str
+    timezone: str
+    missed: str
+    next_at: datetime
+    now: datetime
+    due: bool
+
+
+DUE_SCHEDULES: Final = Statement(
+    row=DueSchedule,
+    sql="""
+    -- Reads only: whether a tick is made is decided by the compare-and-set that makes it.
+    select task, name, expression, timezone, missed, next_at, conductor.now() as now,
+        next_at <= conductor.now() as due
+    from conductor.schedules
+    where next_at is not null
+    order by next_at, task, name
+    limit 100
+    """,
+)
+
+
+def due_schedules(conn: Connection) -> list[DueSchedule]:
+    """The hundred schedules that tick first, the due ones included."""
+    return DUE_SCHEDULES.all(conn)
+
+
+TICK: Final = Statement(
+    row=UUID,
+    sql="""
+    -- Exactly one execution a tick, whoever leads: of two that saw the same next tick, the
+    -- row lock lets one move it, and the other then finds another value and inserts nothing.
+    with moved as (
+        update conductor.schedules set next_at = %(next_at)s, last_at = %(expected)s
+        where task = %(task)s and name = %(name)s and next_at = %(expected)s
+        returning task, name, queue, payload
+    ), specs as (
+        select conductor.uuid7() as id, m.task, m.name, m.queue, m.payload, tick.at,
+            coalesce(-t.priority, 0) as rank
+        from moved m
+        cross join unnest(%(ticks)s::timestamptz[]) as tick (at)
+        left join conductor.tasks t on t.queue = m.queue and t.name = m.task
+    ), enqueued as (
+        select count(*) from (
+            select json_agg(json_build_object(
+                'id', s.id, 'task', s.task, 'queue', s.queue, 'payload', s.payload,
+                'rank', s.rank, 'event', json_build_object(
+                    'name', s.name, 'scheduled_for', s.at, 'payload', s.payload))
+                order by s.at) as array
+            from specs s
+        ) a, lateral conductor.enqueue(a.array)
+        where a.array is not null
+    )
+    select id from specs, enqueued order by at
+    """,
+)
+
+
+def tick(
+    conn: Connection,
+    task: str,
+    name: str,
+    *,
+    expected: datetime,
+    ticks: Sequence[datetime],
+    next_at: datetime | None,
+) -> list[UUID]:
+    """Make the executions of these ticks, if ``expected`` is still the schedule's next one."""
+    return TICK.all(
+        conn, task=task, name=name, expected=expected, ticks=list(ticks), next_at=next_at
+    )
+
+
+ROTATE: Final = Statement(
+    row=int,
+    sql="""
+    -- Waits for its lock at most 200 ms, because finishing waits behind it.
+    select conductor.rotate_history()
+    """,
+)
+
+PRUNE: Final = Statement(
+    row=int,
+    sql="""
+    -- Only what lies outside the partitions that are dropped whole; a small batch at a time.
+    with expired as (
+        delete from conductor.history_other
+        where ctid = any (array(
+            select ctid from conductor.history_other
+            where expires_at <= conductor.now()
+            limit %(limit)s
+            for update skip locked))
+        returning 1
+    )
+    select count(*)::int from expired
+    """,
+)
+
+
+def rotate(conn: Connection) -> int:
+    """Create the partitions that will be needed and drop the expired; returns how many."""
+    return ROTATE.only(conn)
+
+
+def prune(conn: Connection, limit: int) -> int:
+    """Delete expired executions outside the daily partitions; returns how many."""
+    return PRUNE.only(conn, limit=limit)

@@ -1,0 +1,352 @@
+"""What people and programs ask: one execution, lists, counts. Reads only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from conductor_cli.database import Connection, Statement
+from conductor_cli.models import Execution, ExecutionError, State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+
+class ExecutionRow(msgspec.Struct, frozen=True):
+    """A row of conductor.executions, JSON as text."""
+
+    id: UUID
+    task: str
+    queue: str
+    state: str
+    payload: str
+    result: str | None
+    error: str | None
+    attempt: int
+    failures: int
+    crashes: int
+    priority: int
+    run_at: datetime | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    parent_id: UUID | None
+    progress: str | None
+    metadata: str | None
+
+
+GET: Final = Statement(
+    row=ExecutionRow,
+    sql="""
+    -- One statement, one snapshot: an execution that ends meanwhile is in one place or the other.
+    select id, task, queue, state, payload::text, result::text, error::text, attempt, failures,
+        crashes, priority, run_at, created_at, started_at, finished_at, parent_id,
+        progress::text, metadata::text
+    from conductor.executions
+    where id = any (%(ids)s)
+    order by created_at desc, id desc
+    """,
+)
+
+
+def get(conn: Connection, id: UUID) -> Execution | None:
+    """One execution as it stands."""
+    rows = GET.all(conn, ids=[id])
+    return _execution(rows[0]) if rows else None
+
+
+def get_many(conn: Connection, ids: Sequence[UUID]) -> list[Execution]:
+    """Those of these executions that exist, newest first."""
+    return [_execution(row) for row in GET.all(conn, ids=list(ids))]
+
+
+LIST: Final = Statement(
+    row=ExecutionRow,
+    sql="""
+    -- Each half is cut to the limit before they meet: history by its index on created_at.
+    with found as (
+        (select id from conductor.live
+         where (%(task)s::text is null or task = %(task)s)
+           and (%(queue)s::text is null or queue = %(queue)s)
+           and (%(group)s::text is null or group_key = %(group)s)
+           and (%(since)s::timestamptz is null or created_at >= %(since)s)
+           and (%(error)s::text is null or strpos(error::text, %(error)s) > 0)
+           and (%(state)s::text is null or %(state)s = case state
+                when 'x' then 'running' when 'w' then 'waiting' else 'pending' end)
+         order by created_at desc, id desc limit %(limit)s)
+        union all
+        (select id from conductor.history
+         where (%(task)s::text is null or task = %(task)s)
+           and (%(queue)s::text is null or queue = %(queue)s)
+           and (%(group)s::text is null or group_key = %(group)s)
+           and (%(since)s::timestamptz is null or created_at >= %(since)s)
+           and (%(error)s::text is null or strpos(error::text, %(error)s) > 0)
+           and (%(state)s::text is null or %(state)s = case state
+                when 'c' then 'completed' when 'f' then 'failed' else 'cancelled' end)
+           and (coalesce(%(state)s::text, 'completed') = 'completed' or state <> 'c')
+           and expires_at > conductor.now()
+         order by created_at desc limit %(limit)s)
+    )
+    select id, task, queue, state, payload::text, result::text, error::text, attempt, failures,
+        crashes, priority, run_at, created_at, started_at, finished_at, parent_id,
+        progress::text, metadata::text
+    from conductor.executions
+    where id = any (array(select id from found))
+    order by created_at desc, id desc
+    limit %(limit)s
+    """,
+)
+
+
+def list_executions(
+    conn: Connection,
+    *,
+    state: State | None = None,
+    task: str | None = None,
+    queue: str | None = None,
+    group: str | None = None,
+    error: str | None = None,
+    since: datetime | None = None,
+    limit: int = 100,
+) -> list[Execution]:
+    """Executions that match, newest first. ``error``: a text that their error contains."""
+    rows = LIST.all(
+        conn,
+        state=state,
+        task=task,
+        queue=queue,
+        group=group,
+        error=error,
+        since=since,
+        limit=limit,
+    )
+    return [_execution(row) for row in rows]
+
+
+BY_PREFIX: Final = Statement(
+    row=ExecutionRow,
+    sql="""
+    -- A prefix of a UUID is a range of UUIDs, which both primary indexes serve.
+    select id, task, queue, state, payload::text, result::text, error::text, attempt, failures,
+        crashes, priority, run_at, created_at, started_at, finished_at, parent_id,
+        progress::text, metadata::text
+    from conductor.executions
+    where id between %(low)s and %(high)s
+    order by id
+    limit %(limit)s
+    """,
+)
+
+
+def by_prefix(conn: Connection, low: UUID, high: UUID, limit: int) -> list[Execution]:
+    """Executions with an id in this range, ends included."""
+    return [_execution(row) for row in BY_PREFIX.all(conn, low=low, high=high, limit=limit)]
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What is left in some queues, counted in one snapshot.
+
+    ``ready`` and ``due``: could be claimed by whoever serves ``tasks``; ``running``: anywhere;
+    ``next_in``: seconds until the next scheduled or retrying one is due.
+    """
+
+    ready: int
+    running: int
+    retrying: int
+    scheduled: int
+    waiting: int
+    blocked: int
+    unserved: int
+    next_in: float | None
+
+
+BACKLOG: Final = Statement(
+    row=Backlog,
+    sql="""
+    -- One snapshot, so that what moves between states is counted exactly once.
+    select
+        (count(*) filter (where served and (state = 'r'
+            or state = 's' and run_at <= conductor.now())))::int as ready,
+        (count(*) filter (where state = 'x'))::int as running,
+        (count(*) filter (where served and state = 's' and failures > 0
+            and run_at > conductor.now()))::int as retrying,
+        (count(*) filter (where served and state = 's' and failures = 0
+            and run_at > conductor.now()))::int as scheduled,
+        (count(*) filter (where state = 'w'))::int as waiting,
+        (count(*) filter (where served and state = 'b'))::int as blocked,
+        (count(*) filter (where not served and state in ('r', 's', 'b')))::int as unserved,
+        extract(epoch from min(run_at) filter (
+            where served and state in ('s', 'w') and run_at > conductor.now())
+            - conductor.now())::float8 as next_in
+    from (
+        select state, failures, run_at, task = any (%(tasks)s) as served
+        from conductor.live where queue = any (%(queues)s)
+    ) l
+    """,
+)
+
+
+def backlog(conn: Connection, queues: Sequence[str], tasks: Sequence[str]) -> Backlog:
+    """Count what is left in these queues, as seen by a server of these tasks."""
+    return BACKLOG.only(conn, queues=list(queues), tasks=list(tasks))
+
+
+@dataclass(frozen=True, slots=True)
+class QueueReport:
+    """One queue: live counts, and what it has finished in the last minute."""
+
+    queue: str
+    ready: int
+    scheduled: int
+    retrying: int
+    blocked: int
+    waiting: int
+    running: int
+    oldest_ready_seconds: float | None
+    finished_last_minute: int
+    failed_last_minute: int
+
+
+QUEUES: Final = Statement(
+    row=QueueReport,
+    sql="""
+    -- Live rows are counted; history is only looked at by its index, the last minute of it.
+    with live as (
+        select queue,
+            count(*) filter (where state = 'r') as ready,
+            count(*) filter (where state = 's' and failures = 0) as scheduled,
+            count(*) filter (where state = 's' and failures > 0) as retrying,
+            count(*) filter (where state = 'b') as blocked,
+            count(*) filter (where state = 'w') as waiting,
+            count(*) filter (where state = 'x') as running,
+            extract(epoch from conductor.now() - min(run_at) filter (where state = 'r'))
+                ::float8 as oldest
+        from conductor.live group by queue
+    ), recent as (
+        select queue, count(*) as finished, count(*) filter (where state = 'f') as failed
+        from conductor.history
+        where created_at > conductor.now() - interval '10 minutes'
+          and finished_at > conductor.now() - interval '1 minute'
+        group by queue
+    ), names as (
+        select queue from live union select queue from recent
+        union select queue from conductor.tasks
+    )
+    select n.queue, coalesce(l.ready, 0)::int as ready, coalesce(l.scheduled, 0)::int as scheduled,
+        coalesce(l.retrying, 0)::int as retrying, coalesce(l.blocked, 0)::int as blocked,
+        coalesce(l.waiting, 0)::int as waiting, coalesce(l.running, 0)::int as running,
+        l.oldest as oldest_ready_seconds,
+        coalesce(r.finished, 0)::int as finished_last_minute,
+        coalesce(r.failed, 0)::int as failed_last_minute
+    from names n left join live l using (queue) left join recent r using (queue)
+    order by n.queue
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReport:
+    """One server of the fleet, by the database's clock."""
+
+    id: UUID
+    leader: bool
+    hostname: str
+    pid: int
+    version: str
+    queues: list[str]
+    running: int
+    stopping: bool
+    started_at: datetime
+    last_beat_seconds: float
+    alive: bool
+
+
+SERVERS: Final = Statement(
+    row=ServerReport,
+    sql="""
+    -- Reads only.
+    select o.id, coalesce(l.leader = o.id, false) as leader, o.hostname, o.pid, o.version,
+        o.queues,
+        (select count(*) from conductor.live x
+         where x.owner = o.id and x.state = 'x')::int as running,
+        o.stopping, o.started_at,
+        extract(epoch from conductor.now() - o.beat_at)::float8 as last_beat_seconds,
+        o.beat_at + o.timeout * interval '1 second' > conductor.now() as alive
+    from conductor.orchestrators o left join conductor.leadership l on true
+    order by o.started_at, o.id
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UnservedReport:
+    """Ready executions of a task that no living server's queue list and registry covers."""
+
+    queue: str
+    task: str
+    count: int
+    oldest_seconds: float
+
+
+UNSERVED: Final = Statement(
+    row=UnservedReport,
+    sql="""
+    -- Reads only. A task is served when it is registered in the queue and a server has the queue.
+    select l.queue, l.task, count(*)::int as count,
+        extract(epoch from conductor.now() - min(l.run_at))::float8 as oldest_seconds
+    from conductor.live l
+    where l.state = 'r' and not exists (
+        select from conductor.tasks t
+        join conductor.orchestrators o on t.queue = any (o.queues)
+        where t.queue = l.queue and t.name = l.task)
+    group by l.queue, l.task
+    order by l.queue, l.task
+    """,
+)
+
+
+def queues(conn: Connection) -> list[QueueReport]:
+    """Every queue with its counts."""
+    return QUEUES.all(conn)
+
+
+def servers(conn: Connection) -> list[ServerReport]:
+    """Every server of the fleet."""
+    return SERVERS.all(conn)
+
+
+def unserved(conn: Connection) -> list[UnservedReport]:
+    """What waits and nobody serves, and since when."""
+    return UNSERVED.all(conn)
+
+
+def _execution(row: ExecutionRow) -> Execution:
+    return Execution(
+        id=row.id,
+        task=row.task,
+        queue=row.queue,
+        state=State(row.state),
+        payload=_json(row.payload),
+        result=_json(row.result),
+        error=None if row.error is None else msgspec.json.decode(row.error, type=ExecutionError),
+        attempt=row.attempt,
+        failures=row.failures,
+        crashes=row.crashes,
+        priority=row.priority,
+        run_at=row.run_at,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        parent_id=row.parent_id,
+        progress=_json(row.progress),
+        metadata=_json(row.metadata),
+    )
+
+
+def _json(text: str | None) -> Any:
+    return None if text is None else msgspec.json.decode(text)

@@ -1,0 +1,256 @@
+"""``JobWorker``: one queue's threads in one process.
+
+Claims ahead, runs each execution in a thread of its own, records outcomes in batches. The books
+are in ``holding``, the talking to the database in ``pump``, the running itself in ``runner``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from conductor_cli import runner as running
+from conductor_cli import telemetry
+from conductor_cli.context import Abort, Attempt
+from conductor_cli.holding import Finished, Holding
+from conductor_cli.models import HandedBack
+from conductor_cli.pump import Pump
+from conductor_cli.service import Deadline, PeriodicService, Service, ServiceGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from uuid import UUID
+
+    from conductor_cli.catalog import WorkerSpec
+    from conductor_cli.database import Database
+    from conductor_cli.models import Claimed, Outcome
+    from conductor_cli.pump import Recorded, Retention
+    from conductor_cli.runner import Runner
+
+PUMPS: Final = 2
+GRACE: Final = 5.0  # seconds a task has to stop after its timeout
+RETURN_DELAY: Final = 1.0  # seconds before what still ran at the end may run elsewhere
+REINTERRUPT: Final = 0.05
+
+
+class JobWorker:
+    """Serves one queue. Starts once; ``stop`` asks, ``join`` waits."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        *,
+        runner: Runner,
+        database: Database,
+        owner: UUID,
+        retention: Retention,
+        trusts_listener: Callable[[], bool],
+        on_death: Callable[[Service, BaseException], None],
+        on_recorded: Callable[[Recorded], None] | None = None,
+    ) -> None:
+        self.queue = spec.queue
+        self.tasks = spec.tasks
+        self.holding = Holding(spec.config, trusts_listener)
+        self._name = f"worker.{spec.queue}"
+        self._runner = runner
+        self._on_death = on_death
+        self._stuck = 0
+        self._stuck_limit = spec.config.concurrency
+        self._pumps = [
+            Pump(
+                f"{self._name}.pump{n}",
+                queue=spec.queue, tasks=spec.tasks, holding=self.holding, database=database,
+                owner=owner, retention=retention, on_recorded=on_recorded, on_death=on_death,
+            )
+            for n in range(1, PUMPS + 1)
+        ]  # fmt: skip
+        self.holding.wakers = [pump.wake for pump in self._pumps]
+        self._timekeeper = Timekeeper(f"{self._name}.timekeeper", self, on_death)
+        self._slots = [self._slot(n) for n in range(1, spec.config.concurrency + 1)]
+        self._services = ServiceGroup([*self._slots, self._timekeeper, *self._pumps])
+
+    def start(self) -> None:
+        """Return when it is connected and its threads wait; raises DatabaseUnavailable."""
+        self._services.start()
+
+    def stop(self) -> None:
+        """Claim no more, give back what has not started, and ask what runs to come to an end."""
+        self.holding.stop_claiming()
+        for attempt in self._attempts():
+            attempt.signal.set(Abort.SHUTDOWN)
+        for _ in self._slots:
+            self.holding.inbox.put(None)
+
+    def join_tasks(self, deadline: Deadline) -> bool:
+        """Wait until no task runs; False when the deadline passed first."""
+        return all([slot.join(deadline) for slot in list(self._slots)])
+
+    def insist(self) -> None:
+        """Leave async tasks at their next await; plain ones leave at their next checkpoint."""
+        for attempt in self._attempts():
+            if attempt.cancel is not None:
+                attempt.cancel()
+
+    def hand_back_running(self) -> int:
+        """Give back what still runs, whatever its threads do from now on; returns how many."""
+        returned = 0
+        for attempt in self._attempts():
+            if attempt.decide():
+                returned += 1
+                outcome = HandedBack(RETURN_DELAY)
+                self.holding.finish(Finished(attempt.claimed, outcome, 0.0))
+        return returned
+
+    def flush(self, deadline: Deadline) -> bool:
+        """Wait until everything is recorded; False when the deadline passed first."""
+        while self.holding.in_hand:
+            if deadline.has_passed:
+                return False
+            self._pumps[0].wake()
+            time.sleep(0.005)
+        return True
+
+    def join(self, deadline: Deadline) -> bool:
+        """End the pumps, when all is flushed or nothing more can be."""
+        for service in (*self._pumps, self._timekeeper):
+            service.stop()
+        return all([s.join(deadline) for s in (*self._pumps, self._timekeeper)])
+
+    def abort(self, ids: set[UUID] | None, why: Abort, detail: str | None = None) -> None:
+        """Ask these executions, or all, to stop; those not yet started never start."""
+        for attempt in self._attempts():
+            if ids is None or attempt.claimed.id in ids:
+                attempt.signal.set(why, detail)
+
+    def set_retry_now(self) -> None:
+        """Let retries run without their backoff."""
+        for pump in self._pumps:
+            pump.retry_now = True
+
+    @property
+    def running(self) -> int:
+        """How many tasks run at this moment."""
+        return sum(1 for _ in self._attempts())
+
+    @property
+    def is_idle(self) -> bool:
+        return self.holding.in_hand == 0
+
+    @property
+    def problems(self) -> list[str]:
+        """Why it is not well."""
+        dead = [f"{pump.name} has ended" for pump in self._pumps if not pump.is_alive]
+        lost = [f"{pump.name} has lost the database" for pump in self._pumps if pump.is_troubled]
+        return dead + lost
+
+    def replace_stuck(self, slot: Slot, outcome: Outcome) -> None:
+        """Give up on a slot whose task does not return: record ``outcome``, go on without it."""
+        attempt = slot.attempt
+        if attempt is None or not attempt.decide():
+            return
+        self.holding.finish(Finished(attempt.claimed, outcome, 0.0))
+        self._stuck += 1
+        telemetry.emit(
+            "worker.stuck", queue=self.queue, task=attempt.claimed.task,
+            execution=str(attempt.claimed.id), stuck=self._stuck, limit=self._stuck_limit,
+        )  # fmt: skip
+        if self._stuck > self._stuck_limit:
+            error = RuntimeError(f"{self._stuck} tasks of queue {self.queue!r} never returned")
+            self._on_death(slot, error)
+            return
+        fresh = self._slot(len(self._slots) + self._stuck)
+        self._slots[self._slots.index(slot)] = fresh
+        fresh.start()
+
+    def _slot(self, number: int) -> Slot:
+        return Slot(
+            f"{self._name}.{number}", self.holding, self._runner, self._timekeeper, self._on_death
+        )
+
+    def _attempts(self) -> Iterator[Attempt]:
+        for slot in list(self._slots):
+            if (attempt := slot.attempt) is not None:
+                yield attempt
+
+    @property
+    def slots(self) -> list[Slot]:
+        return list(self._slots)
+
+
+class Slot(Service):
+    """One thread that runs one execution after the other."""
+
+    def __init__(
+        self,
+        name: str,
+        holding: Holding,
+        runner: Runner,
+        timekeeper: Timekeeper,
+        on_death: Callable[[Service, BaseException], None],
+    ) -> None:
+        super().__init__(name, on_death=on_death)
+        self.attempt: Attempt | None = None
+        self.deadline: float | None = None
+        self._holding = holding
+        self._runner = runner
+        self._timekeeper = timekeeper
+
+    def run(self) -> None:
+        holding, take, clock = self._holding, self._holding.inbox.get, time.monotonic
+        while (claimed := take()) is not None:
+            holding.last_start = started = clock()
+            if not holding.is_claiming:
+                holding.finish(Finished(claimed, HandedBack(0.0), 0.0))
+                continue
+            self.attempt = attempt = Attempt(claimed)
+            self._set_deadline(claimed, started)
+            outcome = self._runner.run(attempt)
+            self.attempt = None
+            if not attempt.decide():
+                return  # given up on, and replaced
+            holding.finish(Finished(claimed, outcome, clock() - started))
+
+    def _set_deadline(self, claimed: Claimed, started: float) -> None:
+        seconds = self._runner.timeout_of(claimed)
+        if seconds is not None or self.deadline is not None:
+            self.deadline = None if seconds is None else started + seconds
+            self._timekeeper.wake()
+
+
+class Timekeeper(PeriodicService):
+    """Ends what runs past its ``timeout``: asks, raises, and at last goes on without the thread."""
+
+    def __init__(
+        self, name: str, worker: JobWorker, on_death: Callable[[Service, BaseException], None]
+    ) -> None:
+        super().__init__(name, pause=threading.TIMEOUT_MAX, on_death=on_death)
+        self._worker = worker
+
+    def tick(self) -> bool:
+        now = time.monotonic()
+        next_looks = [self._look(slot, now) for slot in self._worker.slots]
+        self.pause = min(next_looks, default=threading.TIMEOUT_MAX)
+        return False
+
+    def _look(self, slot: Slot, now: float) -> float:
+        """Seconds until this slot needs to be looked at again."""
+        attempt, deadline = slot.attempt, slot.deadline
+        if attempt is None or deadline is None:
+            return threading.TIMEOUT_MAX
+        if now < deadline:
+            return deadline - now
+        if now >= deadline + GRACE:
+            task = self._worker.tasks.get(attempt.claimed.task)
+            if task is not None:
+                self._worker.replace_stuck(slot, running.timed_out(task, attempt.claimed))
+            return threading.TIMEOUT_MAX
+        return self._ask(attempt, deadline + GRACE - now)
+
+    def _ask(self, attempt: Attempt, grace_left: float) -> float:
+        first = attempt.signal.set(Abort.TIMEOUT, "timed out")
+        if attempt.cancel is not None or attempt.interrupted:
+            return grace_left
+        if first or attempt.signal.reason is Abort.TIMEOUT:
+            attempt.interrupted = running.interrupt(attempt)
+        return grace_left if attempt.interrupted else min(grace_left, REINTERRUPT)

@@ -1,0 +1,181 @@
+-- breaking: false
+-- why: how executions come to be and are cancelled, for every writer, whatever its language
+
+-- The one way in. Takes an array of objects with the keys of the record below; the caller
+-- chooses each id, so that sending the same array again inserts nothing twice. Returns a row
+-- for each that met an execution with its dedupe key: the id asked for, and the one there is.
+-- A second writer of one dedupe key waits for the end of the first one's transaction.
+-- recheck: look among the ended too, for an array that is sent again.
+create function conductor.enqueue(specs json, recheck boolean default false)
+    returns table (asked uuid, met uuid)
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    inserted bigint;
+begin
+    with made as (
+        insert into conductor.live (
+            id, run_at, created_at, timeout, rank, state, queue, task, dedupe_key, group_key,
+            payload, metadata, event)
+        select s.id, m.run_at, conductor.now(), s.timeout, coalesce(s.rank, 0::smallint),
+            case when m.run_at > conductor.now() then 's' else 'r' end::"char",
+            s.queue, s.task, s.dedupe_key, s."group", coalesce(s.payload, 'null'), s.metadata,
+            s.event
+        from json_to_recordset(specs) as s (
+            id uuid, task text, queue text, payload json, rank smallint, run_at timestamptz,
+            delay double precision, dedupe_key text, on_duplicate text, "group" text,
+            timeout double precision, metadata json, event json)
+        cross join lateral (
+            select coalesce(s.run_at, conductor.now() + s.delay * interval '1 second',
+                            conductor.now()) as run_at
+        ) m
+        where not recheck or not exists (select from conductor.history h where h.id = s.id)
+        on conflict do nothing
+        returning queue, rank, state, run_at
+    ), told as (
+        select conductor.notify_queue(
+            queue, min(rank), case when state = 's' then min(run_at) end), count(*) as n
+        from made group by queue, state
+    )
+    select coalesce(sum(n), 0) into inserted from told;
+
+    if inserted < json_array_length(specs) then
+        return query select * from conductor.resolve_duplicates(specs);
+    end if;
+end
+$$;
+
+-- Tells the workers of a queue that something is ready at this rank, or due at a moment. The
+-- server sends equal messages of one transaction once.
+create function conductor.notify_queue(queue text, rank integer, due_at timestamptz)
+    returns void
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_notify('conductor', case
+        when due_at is null then 'ready:' || rank
+        else 'due:' || floor(extract(epoch from due_at))::bigint end || ':' || queue)
+$$;
+
+-- For those of an array that were not inserted: what stands in their way. An execution with
+-- the dedupe key may end between the two looks; then this one is inserted after all.
+create function conductor.resolve_duplicates(specs json)
+    returns table (asked uuid, met uuid)
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    spec record;
+    there uuid;
+begin
+    for spec in
+        select s.* from json_to_recordset(specs) as s (
+            id uuid, task text, queue text, payload json, rank smallint, run_at timestamptz,
+            delay double precision, dedupe_key text, on_duplicate text, metadata json,
+            timeout double precision, "group" text)
+        where s.dedupe_key is not null
+          and not exists (select from conductor.live l where l.id = s.id)
+          and not exists (select from conductor.history h where h.id = s.id)
+        order by s.task, s.queue, s.dedupe_key
+    loop
+        select l.id into there from conductor.live l
+        where l.task = spec.task and l.queue = spec.queue and l.dedupe_key = spec.dedupe_key
+        for update;
+        if there is null then
+            perform conductor.enqueue(
+                (select json_agg(e) from json_array_elements(specs) e
+                 where (e ->> 'id')::uuid = spec.id));
+            continue;
+        end if;
+        if spec.on_duplicate = 'replace' then
+            update conductor.live l set
+                payload = coalesce(spec.payload, 'null'), metadata = spec.metadata,
+                rank = coalesce(spec.rank, 0), timeout = spec.timeout, group_key = spec."group",
+                run_at = m.run_at,
+                state = case when m.run_at > conductor.now() then 's' else 'r' end::"char"
+            from (select coalesce(spec.run_at, conductor.now() + spec.delay * interval '1 second',
+                                  conductor.now()) as run_at) m
+            where l.id = there and l.state in ('r', 's');
+            perform conductor.notify_queue(l.queue, l.rank, case when l.state = 's' then l.run_at end)
+            from conductor.live l where l.id = there and l.state in ('r', 's');
+        end if;
+        asked := spec.id;
+        met := there;
+        return next;
+    end loop;
+end
+$$;
+
+-- For psql, triggers and other languages. Queue and priority come from the registered task.
+create function conductor.invoke(
+    task text, payload jsonb default '{}', queue text default null,
+    run_at timestamptz default null, priority integer default null,
+    dedupe_key text default null, "group" text default null, metadata jsonb default null)
+    returns uuid
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    known conductor.tasks;
+    homes integer;
+    asked uuid := conductor.uuid7();
+    there uuid;
+begin
+    select count(*) filter (where t.home) into homes from conductor.tasks t where t.name = invoke.task;
+    select t.* into known from conductor.tasks t
+    where t.name = invoke.task and (invoke.queue is null or t.queue = invoke.queue)
+    order by t.home desc, t.queue limit 1;
+    if invoke.queue is null and known.name is null then
+        raise exception 'no task is named "%"', invoke.task using
+            errcode = 'undefined_object',
+            hint = 'Start a server that serves it, run "conductor migrate", or name a queue.';
+    elsif invoke.queue is null and homes > 1 then
+        raise exception 'task "%" is in several queues', invoke.task using
+            errcode = 'ambiguous_parameter', hint = 'Name the queue.';
+    end if;
+    if invoke.task !~ '^[A-Za-z0-9_.:-]{1,200}$'
+       or coalesce(invoke.queue, known.queue) !~ '^[A-Za-z0-9_.:-]{1,200}$' then
+        raise exception 'task "%" or queue "%" is not a name', invoke.task, invoke.queue using
+            errcode = 'invalid_parameter_value',
+            hint = 'Names have 1 to 200 of the characters A-Z a-z 0-9 _ . : -';
+    end if;
+    if coalesce(invoke.priority, 0) not between -32767 and 32767 then
+        raise exception 'priority % is not between -32767 and 32767', invoke.priority using
+            errcode = 'numeric_value_out_of_range';
+    end if;
+    select e.met into there from conductor.enqueue(json_build_array(json_build_object(
+        'id', asked, 'task', invoke.task, 'queue', coalesce(invoke.queue, known.queue),
+        'payload', coalesce(invoke.payload, '{}'), 'run_at', invoke.run_at,
+        'rank', -coalesce(invoke.priority, known.priority, 0),
+        'dedupe_key', invoke.dedupe_key, 'group', invoke."group", 'metadata', invoke.metadata
+    ))) e;
+    return coalesce(there, asked);
+end
+$$;
+
+-- True if this call changed anything. A running execution is only marked, and its server
+-- told; it becomes cancelled when it ends, however it ends.
+create function conductor.cancel(id uuid, reason text default null) returns boolean
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    held record;
+    why constant json := json_build_object(
+        'type', 'Cancelled', 'message', coalesce(reason, ''), 'traceback', null);
+begin
+    select l.state, l.flags, l.owner into held from conductor.live l
+    where l.id = cancel.id for update;
+    if not found or held.flags & 1 <> 0 then
+        return false;
+    end if;
+    if held.state = 'x' then
+        update conductor.live l set flags = l.flags | 1, error = why where l.id = cancel.id;
+        perform pg_notify('conductor_' || replace(held.owner::text, '-', ''), 'cancel:' || cancel.id);
+    else
+        perform conductor.archive(array[cancel.id], 'k', why);
+    end if;
+    return true;
+end
+$$;

@@ -1,0 +1,19 @@
+-- breaking: false
+-- why: what outside programs may read; the tables behind are nobody's business
+
+create view conductor.executions with (security_barrier = false) as
+select id, task, queue,
+    case state when 'x' then 'running' when 'w' then 'waiting' else 'pending' end as state,
+    payload, null::json as result, error, attempt, failures, crashes,
+    (-rank)::integer as priority, run_at, created_at, started_at,
+    null::timestamptz as finished_at, parent_id, null::json as progress, metadata,
+    group_key as "group"
+from conductor.live
+union all
+select id, task, queue,
+    case state when 'c' then 'completed' when 'f' then 'failed' else 'cancelled' end,
+    payload, result, error, attempt, failures, crashes,
+    (-rank)::integer, run_at, created_at, started_at,
+    finished_at, parent_id, null::json, metadata, group_key
+from conductor.history
+where expires_at > conductor.now();
