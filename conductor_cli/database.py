@@ -82,9 +82,10 @@ class Statement(Generic[R]):
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed later: the network, a restart, a lock, a deadlock."""
-    if isinstance(error, errors.CredentialsRefused):
-        return False
+    """Whether the same call may succeed later: the network, a restart, a lock, a deadlock.
+
+    Refused credentials too: a server that has once been let in waits for its password's return.
+    """
     if isinstance(error, (errors.DatabaseUnavailable, PoolTimeout)):
         return True
     if not isinstance(error, psycopg.Error):
@@ -106,11 +107,11 @@ def unavailable(error: BaseException, url: str) -> errors.DatabaseUnavailable:
     where = describe(url)
     if any(refusal in text for refusal in _REFUSALS):
         return errors.CredentialsRefused(
-            f"Postgres at {where} refused the connection: {_last_line(text)}. "
+            f"Postgres at {where} refused the connection: {_reason(text)}. "
             "Check the user, the password and the database's name in [database] url."
         )
     return errors.DatabaseUnavailable(
-        f"Postgres at {where} cannot be reached: {_last_line(text)}. "
+        f"Postgres at {where} cannot be reached: {_reason(text)}. "
         "Is it running, and are host and port in [database] url right?"
     )
 
@@ -326,5 +327,8 @@ def _without_secrets(text: str, url: str) -> str:
     return text.replace(str(password), "***") if password else text
 
 
-def _last_line(text: str) -> str:
-    return text.splitlines()[-1].strip().removesuffix(".") if text else "no reason given"
+def _reason(text: str) -> str:
+    """The line that says why: Postgres's own verdict if there is one, else the last."""
+    lines = text.splitlines() or ["no reason given"]
+    verdicts = [line.partition("FATAL:")[2] for line in lines if "FATAL:" in line]
+    return (verdicts or lines)[-1].strip().removesuffix(".")

@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
@@ -90,6 +91,7 @@ class Holding:
         self._rate, self._measured_at, self._measured = 0.0, time.monotonic(), 0
         self._doubt_until = self._reconcile_at = 0.0
         self._flushed_at = 0.0
+        self._stalled = False  # all threads are held by long tasks
 
     # The threads' side.
 
@@ -179,8 +181,10 @@ class Holding:
             self._settle(plan)
             if claimed and self.inbox.empty():
                 self.last_start = time.monotonic()
-        for each in claimed:
-            self.inbox.put(each)
+            for each in claimed:
+                self.inbox.put(each)
+            if not self._claiming:  # a stop came while the reply was on its way
+                self.give_back_unstarted()
 
     def failed(self, plan: Plan) -> None:
         """The exchange failed, or its reply was lost: keep the outcomes, doubt the claim."""
@@ -231,13 +235,20 @@ class Holding:
 
     def give_back_unstarted(self) -> None:
         """Hand back whatever is in the inbox, its attempts not counted."""
-        while True:
-            try:
+        ends = 0
+        with suppress(Empty):
+            while True:
                 claimed = self.inbox.get_nowait()
-            except Empty:
-                return
-            if claimed is not None:
-                self._outbox.append(Finished(claimed, HandedBack(0.0), 0.0))
+                if claimed is None:
+                    ends += 1
+                else:
+                    self._outbox.append(Finished(claimed, HandedBack(0.0), 0.0))
+        self.end_threads(ends)
+
+    def end_threads(self, count: int) -> None:
+        """Let so many threads end when they come for more."""
+        for _ in range(count):
+            self.inbox.put(None)
 
     @property
     def is_claiming(self) -> bool:
@@ -261,6 +272,8 @@ class Holding:
         return min(room, self._config.fetch_batch_size or BATCH)
 
     def _ahead(self) -> int:
+        if self._stalled:
+            return 0
         if self._config.fetch_batch_size is not None:
             return self._config.fetch_batch_size
         return min(MOST_AHEAD, int(self._rate * AHEAD))
@@ -280,6 +293,8 @@ class Holding:
             finished.append(each)
         self._drained += len(finished)
         self._measure(len(finished), now)
+        if any(type(each.outcome) is not HandedBack for each in finished):
+            self._stalled = False
         if finished:
             self._flushed_at = now
         return finished
@@ -324,5 +339,5 @@ class Holding:
     def _give_back_stalled(self, now: float) -> None:
         # All threads are held by long tasks: what waits behind them may run elsewhere.
         if not self.inbox.empty() and now - self.last_start > STALLED and self._claiming:
-            self._rate = 0.0
+            self._stalled, self._rate = True, 0.0
             self.give_back_unstarted()

@@ -159,9 +159,9 @@ class Pump(PeriodicService):
 
     def _account(self, conn: Connection, ended: dict[UUID, Finished], done: Exchange) -> None:
         if done.missing:
-            self._explain(conn, [ended.pop(id) for id in done.missing])
-        for id in done.cancelled:
-            ended[id] = Finished(ended[id].claimed, Cancelled(None), ended[id].seconds)
+            self._explain(conn, [ended.pop(each) for each in done.missing])
+        for each in done.cancelled:
+            ended[each] = Finished(ended[each].claimed, Cancelled(None), ended[each].seconds)
         self._tell(ended.values())
 
     def _requeue(self, conn: Connection, given: dict[UUID, Finished]) -> None:
@@ -174,9 +174,8 @@ class Pump(PeriodicService):
             ],
         )
         if len(held) < len(given):
-            self._explain(conn, [f for id, f in given.items() if id not in held])
-        for id in held:
-            self._tell_requeued(given[id])
+            self._explain(conn, [f for each, f in given.items() if each not in held])
+        self._tell_requeued([given[each] for each in held])
         self._holding.due()
 
     def _explain(self, conn: Connection, missing: Sequence[Finished]) -> None:
@@ -275,18 +274,24 @@ class Pump(PeriodicService):
             error=f"{outcome.error.type}: {outcome.error.message}",
         )  # fmt: skip
 
-    def _tell_requeued(self, finished: Finished) -> None:
-        claimed, outcome = finished.claimed, finished.outcome
-        if isinstance(outcome, HandedBack):
-            telemetry.emit("executions.released", queue=self._queue, task=claimed.task)
-        elif isinstance(outcome, Retrying):
-            error = outcome.error
-            telemetry.emit(
-                "execution.retrying", queue=self._queue, task=claimed.task,
-                execution=str(claimed.id), attempt=claimed.attempt,
-                delay=round(outcome.delay, 3), counts=outcome.counts,
-                error=f"{error.type}: {error.message}" if error else None,
-            )  # fmt: skip
+    def _tell_requeued(self, given: Sequence[Finished]) -> None:
+        released = 0
+        for each in given:
+            if isinstance(each.outcome, Retrying):
+                self._tell_retrying(each, each.outcome)
+            else:
+                released += 1
+        if released:
+            telemetry.emit("executions.released", count=released, queue=self._queue)
+
+    def _tell_retrying(self, finished: Finished, outcome: Retrying) -> None:
+        error = outcome.error
+        telemetry.emit(
+            "execution.retrying", queue=self._queue, task=finished.claimed.task,
+            execution=str(finished.claimed.id), attempt=finished.claimed.attempt,
+            delay=round(outcome.delay, 3), counts=outcome.counts,
+            error=f"{error.type}: {error.message}" if error else None,
+        )  # fmt: skip
 
 
 def _at_once(outcome: Retrying) -> Retrying:

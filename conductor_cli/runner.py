@@ -11,6 +11,7 @@ import ctypes
 import inspect
 import threading
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from conductor_cli import payloads, registry, timing
@@ -29,7 +30,6 @@ from conductor_cli.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from concurrent.futures import Future
 
     from conductor_cli.catalog import TaskSet
     from conductor_cli.client import Conductor
@@ -167,10 +167,7 @@ class EventLoop(Service):
         if attempt is None or make is None:
             return self._turn()
         loop = self._ensure_started()
-        future = asyncio.run_coroutine_threadsafe(_guarded(attempt, make), loop)
-        attempt.cancel = future.cancel
-        attempt.signal.on_set(lambda: _cancel_when_due(attempt, future))
-        raised, value = future.result()
+        raised, value = asyncio.run_coroutine_threadsafe(_guarded(attempt, make), loop).result()
         if raised is not None:
             raise raised
         return value
@@ -237,17 +234,25 @@ async def _guarded(
     attempt: Attempt, make: Callable[[], Coroutine[Any, Any, Any]]
 ) -> tuple[BaseException | None, Any]:
     """SystemExit and its like would end the loop for all tasks: they travel as values."""
+    loop, me = asyncio.get_running_loop(), asyncio.current_task()
+    assert me is not None
+
+    def cancel() -> None:
+        with suppress(RuntimeError):  # the loop has closed: so has the task
+            loop.call_soon_threadsafe(me.cancel)
+
+    def cancel_when_due() -> None:
+        # On shutdown it may finish or reach a checkpoint; the worker insists later.
+        if attempt.abort_reason is not Abort.SHUTDOWN:
+            cancel()
+
     current.set(attempt)
+    attempt.cancel = cancel
+    attempt.signal.on_set(cancel_when_due)
     try:
         return None, await make()
     except BaseException as error:
         return error, None
-
-
-def _cancel_when_due(attempt: Attempt, future: Future[Any]) -> None:
-    # On shutdown it may finish or reach a checkpoint; the worker insists later.
-    if attempt.abort_reason is not Abort.SHUTDOWN:
-        future.cancel()
 
 
 def _failure(task: Task[..., Any], claimed: Claimed, error: BaseException) -> Outcome:

@@ -79,8 +79,7 @@ class JobWorker:
         self.holding.stop_claiming()
         for attempt in self._attempts():
             attempt.signal.set(Abort.SHUTDOWN)
-        for _ in self._slots:
-            self.holding.inbox.put(None)
+        self.holding.end_threads(len(self._slots))
 
     def join_tasks(self, deadline: Deadline) -> bool:
         """Wait until no task runs; False when the deadline passed first."""

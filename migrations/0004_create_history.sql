@@ -94,7 +94,9 @@ select conductor.rotate_history();
 
 -- Moves executions that have not been finished by the runner of their last claim out of the
 -- hot table: cancelled while pending, or crashed too often. The caller holds their row locks.
-create function conductor.archive(ids uuid[], ending "char", reason json) returns integer
+create function conductor.archive(
+    ids uuid[], ending "char", reason json, crashed integer default 0)
+    returns integer
     language sql volatile
     set search_path = pg_catalog, pg_temp
 as $$
@@ -113,7 +115,7 @@ as $$
             timeout, attempt, failures, crashes, rank, state, queue, task, dedupe_key, group_key,
             payload, metadata, event, error)
         select id, parent_id, seq, token, run_at, created_at, started_at, conductor.now(),
-            expires_at, timeout, attempt, failures, crashes, rank, ending, queue, task,
+            expires_at, timeout, attempt, failures, crashes + crashed, rank, ending, queue, task,
             dedupe_key, group_key, payload, metadata, event, coalesce(reason, error)
         from kept where not dropped
     )

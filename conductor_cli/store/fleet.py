@@ -282,7 +282,7 @@ RESCUE: Final = Statement(
         select conductor.archive(
             array(select id from held where flags & 1 = 0 and too_often), 'f',
             json_build_object('type', 'Crashed', 'traceback', null, 'message',
-                'crashed: its process ended while it ran, more often than max_crashes allows'))
+                'crashed: its process ended while it ran, more often than max_crashes allows'), 1)
             as crashed,
         conductor.archive(array(select id from held where flags & 1 <> 0), 'k', null) as cancelled
     ), told as materialized (
