@@ -6,6 +6,7 @@ import os
 import random
 import threading
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 from uuid import UUID
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 Ids = list[UUID]
-Target = Task[..., Any] | ConfiguredTask[Any] | Invocation[Any] | str
+Target = Task[..., Any] | ConfiguredTask[..., Any] | Invocation[Any] | str
 
 _KNOWN_FOR: Final = 5.0  # seconds for which a task looked up by name is remembered
 _FIRST_LOOK: Final = 0.02
@@ -120,8 +121,7 @@ class Conductor:
 
         Raises PayloadError, UnknownTask, Duplicate, DatabaseUnavailable.
         """
-        spec, chosen = self._spec(task, payload, options)
-        return self._enqueue([spec], [chosen], connection)[0]
+        return self._enqueue([_Target.of(task, payload, options)], connection)[0]
 
     def invoke_many(
         self,
@@ -135,15 +135,12 @@ class Conductor:
 
         Each payload may also be an Invocation with options of its own.
         """
-        built = [
-            self._spec(each, None, options)
-            if isinstance(each, Invocation)
-            else self._spec(task, each, options)
+        common = _Target.of(task, None, options)
+        targets = [
+            _Target.of(each, None, options) if isinstance(each, Invocation) else common.with_(each)
             for each in payloads
         ]
-        if not built:
-            return []
-        return self._enqueue([b[0] for b in built], [b[1] for b in built], connection)
+        return self._enqueue(targets, connection) if targets else []
 
     def get(self, id: UUID) -> Execution | None:
         """The execution as it stands, or None."""
@@ -221,25 +218,12 @@ class Conductor:
         those of WorkerConfig."""
         return catalog.WorkerSpec.create(queue, tasks, settings)
 
-    def _spec(
-        self, target: Target, payload: object, given: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], InvokeOptions]:
-        given = dict(given)
-        task: Task[..., Any] | str
-        if isinstance(target, Invocation):
-            if payload is not None:
-                raise TypeError("an Invocation has its payload; do not pass another")
-            task, payload, given = target.task, target.payload, {**target.overrides, **given}
-        elif isinstance(target, ConfiguredTask):
-            task, given = target.task, {**target.overrides, **given}
-        else:
-            task = target
-        options = _options(given)
-        if isinstance(task, Task):
-            return self._spec_of_task(task, payload, options), options
-        return self._spec_by_name(task, payload, options), options
+    def _row(self, target: _Target) -> dict[str, Any]:
+        if isinstance(target.task, Task):
+            return self._row_of_task(target.task, target.payload, target.options)
+        return self._row_by_name(target.task, target.payload, target.options)
 
-    def _spec_of_task(
+    def _row_of_task(
         self, task: Task[..., Any], payload: object, options: InvokeOptions
     ) -> dict[str, Any]:
         if not task.settings.invocable:
@@ -252,7 +236,7 @@ class Conductor:
         task.binder.check(task.name, text)
         return _row(task.name, options.queue or task.queue, task.settings.priority, text, options)
 
-    def _spec_by_name(self, name: str, payload: object, options: InvokeOptions) -> dict[str, Any]:
+    def _row_by_name(self, name: str, payload: object, options: InvokeOptions) -> dict[str, Any]:
         _named("task", name)
         text = payloads.encode(
             {} if payload is None else payload, f"The payload for task {name!r}", self.max_payload
@@ -278,24 +262,21 @@ class Conductor:
         self._found[name] = (time.monotonic() + _KNOWN_FOR, found)
         return found
 
-    def _enqueue(
-        self,
-        specs: Sequence[dict[str, Any]],
-        options: Sequence[InvokeOptions],
-        connection: Connection | None,
-    ) -> Ids:
-        text = msgspec.json.encode(specs).decode()
-        chosen = any(o.id is not None for o in options)
+    def _enqueue(self, targets: Sequence[_Target], connection: Connection | None) -> Ids:
+        rows = [self._row(target) for target in targets]
+        text = msgspec.json.encode(rows).decode()
+        chosen = any(target.options.id is not None for target in targets)
         tries = iter((chosen, True))  # a second try may meet what the first has done
 
         def send(conn: Connection) -> Ids:
             met = executions.enqueue(conn, text, recheck=next(tries))
-            return _ids(specs, options, {m.asked: m.met for m in met})
+            return _ids(rows, targets, {m.asked: m.met for m in met})
 
         if connection is not None:
             return send(connection)
+        strict = any(target.options.on_duplicate == "raise" for target in targets)
         with context.shielded():
-            return self.database.retrying(send)
+            return self.database.retrying(send, in_transaction=strict)
 
     def _until_ended(self, id: UUID, timeout: float | None) -> Execution:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -314,13 +295,39 @@ class Conductor:
             pause = min(_LONGEST_PAUSE, pause * 1.3)
 
 
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What is to be invoked: a task or its name, a payload, and how."""
+
+    task: Task[..., Any] | str
+    payload: object
+    options: InvokeOptions
+
+    @classmethod
+    def of(cls, target: Target, payload: object, given: Mapping[str, Any]) -> _Target:
+        if isinstance(target, Invocation):
+            if payload is not None:
+                raise TypeError("an Invocation has its payload; do not pass another")
+            options = _options({**target.overrides, **given})
+            return cls(target.task, target.payload, options)
+        if isinstance(target, ConfiguredTask):
+            return cls(target.task, payload, _options({**target.overrides, **given}))
+        return cls(target, payload, _options(given))
+
+    def with_(self, payload: object) -> _Target:
+        """The same with another payload."""
+        return _Target(self.task, payload, self.options)
+
+
 def _ids(
-    specs: Sequence[dict[str, Any]], options: Sequence[InvokeOptions], met: Mapping[UUID, UUID]
+    rows: Sequence[dict[str, Any]], targets: Sequence[_Target], met: Mapping[UUID, UUID]
 ) -> Ids:
-    for spec, option in zip(specs, options, strict=True):
-        if option.on_duplicate == "raise" and spec["id"] in met:
-            raise errors.Duplicate(met[spec["id"]], str(option.dedupe_key))
-    return [met.get(spec["id"], spec["id"]) for spec in specs]
+    if not met:
+        return [row["id"] for row in rows]
+    for row, target in zip(rows, targets, strict=True):
+        if target.options.on_duplicate == "raise" and row["id"] in met:
+            raise errors.Duplicate(met[row["id"]], str(target.options.dedupe_key))
+    return [met.get(row["id"], row["id"]) for row in rows]
 
 
 def new_id() -> UUID:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic
 
 import msgspec
 
@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from conductor_cli.client import Conductor
     from conductor_cli.models import Claimed
 
-S = TypeVar("S")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    S = TypeVar("S", default=Any)
+else:
+    from typing import TypeVar
+
+    S = TypeVar("S")
 
 current: Final[ContextVar[Attempt | None]] = ContextVar("conductor_attempt", default=None)
 """The attempt that this thread, or asyncio task, runs."""
@@ -98,6 +105,11 @@ class Signal:
                 return
         listener()
 
+    def forget(self, listener: Callable[[], None]) -> None:
+        """Do not call ``listener`` any more."""
+        with self._lock, suppress(ValueError):
+            self._listeners.remove(listener)
+
 
 class AsyncSignal:
     """The awaitable twin of :class:`Signal`."""
@@ -126,6 +138,8 @@ class AsyncSignal:
             await asyncio.wait_for(event.wait(), limit)
         except TimeoutError:
             return self._signal.aborted
+        finally:
+            self._signal.forget(wake)
         return True
 
     def raise_if_aborted(self) -> None:
@@ -168,6 +182,8 @@ class Attempt:
 
 
 _attempt_lock: Final = threading.Lock()
+interrupting: Final = threading.Lock()
+"""Held while a timeout is raised into a thread, and while a thread says whether it may be."""
 
 
 @contextmanager
@@ -177,11 +193,18 @@ def shielded() -> Iterator[None]:
     if attempt is None:
         yield
         return
-    attempt.shield += 1
+    depth = attempt.shield
     try:
+        with interrupting:
+            attempt.shield = depth + 1
+        _arrive()
         yield
     finally:
-        attempt.shield -= 1
+        attempt.shield = depth
+
+
+def _arrive() -> None:
+    """A call, at which Python delivers what was raised into this thread before."""
 
 
 @dataclass(frozen=True, slots=True)

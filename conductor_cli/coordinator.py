@@ -86,7 +86,8 @@ class JobCoordinator:
             if self._parts is not None:
                 return
             self._hurry.clear()
-            self._register()
+            timezone, retention = self._settings.timezone, self._settings.retention
+            register(self._database, self._specs, timezone=timezone, retention=retention)
             parts = self._assemble()
             try:
                 self._start(parts)
@@ -144,30 +145,6 @@ class JobCoordinator:
         if parts.leadership is not None:
             found.extend(parts.leadership.problems)
         return found
-
-    def _register(self) -> None:
-        retention, timezone = self._settings.retention, self._settings.timezone
-        tasks = [
-            spec
-            for worker in self._specs
-            for spec in catalog.task_specs(
-                worker.queue, worker.tasks, completed=retention.completed, failed=retention.failed
-            )
-        ]
-        names = sorted({spec.name for spec in tasks})
-        if not names:
-            return
-        schedules = [
-            spec
-            for worker in self._specs
-            for spec in catalog.schedule_specs(worker.tasks, timezone)
-            if spec.queue == worker.queue
-        ]
-        with self._database.transaction() as conn:
-            fleet.register_tasks(conn, tasks)
-            now = fleet.clock(conn)
-            fleet.save_schedules(conn, [(s, first_tick(s, now)) for s in schedules], names)
-        telemetry.emit("tasks.registered", count=len(names), schedules=len(schedules))
 
     def _assemble(self) -> _Parts:
         loop = EventLoop()
@@ -315,6 +292,37 @@ class _Parts:
     loop: EventLoop
 
 
+def register(
+    database: Database, specs: Sequence[WorkerSpec], *, timezone: str, retention: Retention
+) -> tuple[int, int]:
+    """Tell the database of the tasks that these workers serve and of their schedules.
+
+    ``timezone`` and ``retention`` hold where a task names none. Schedules that such a task no
+    longer names are removed. Returns how many tasks and schedules there are.
+    """
+    tasks = [
+        task
+        for worker in specs
+        for task in catalog.task_specs(
+            worker.queue, worker.tasks, completed=retention.completed, failed=retention.failed
+        )
+    ]
+    schedules = [
+        schedule
+        for worker in specs
+        for schedule in catalog.schedule_specs(worker.tasks, timezone)
+        if schedule.queue == worker.queue
+    ]
+    names = sorted({task.name for task in tasks})
+    if names:
+        with database.transaction() as conn:
+            fleet.register_tasks(conn, tasks)
+            now = fleet.clock(conn)
+            fleet.save_schedules(conn, [(s, first_tick(s, now)) for s in schedules], names)
+        telemetry.emit("tasks.registered", count=len(names), schedules=len(schedules))
+    return len(names), len(schedules)
+
+
 def first_tick(spec: ScheduleSpec, now: float) -> datetime | None:
     """The first tick of a schedule after ``now`` (seconds since 1970)."""
     moment = datetime.fromtimestamp(now, UTC)
@@ -341,5 +349,5 @@ def _never() -> bool:
     return False
 
 
-def _ignore(service: Service, error: BaseException) -> None:
+def _ignore(_service: Service, _error: BaseException) -> None:
     """service.died has been told."""

@@ -20,6 +20,7 @@ from psycopg.rows import args_row, scalar_row
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from conductor_cli import errors
+from conductor_cli.config import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -169,15 +170,17 @@ class Database:
         finally:
             pool.putconn(conn)
 
-    def retrying(self, work: Callable[[Connection], R]) -> R:
-        """Run ``work`` in a transaction; once more if its connection turns out to be dead.
+    def retrying(self, work: Callable[[Connection], R], *, in_transaction: bool = False) -> R:
+        """Run ``work``; once more if its connection turns out to be dead.
 
         Only for work that may be sent twice: the first reply may have been lost after the
-        commit. Raises DatabaseUnavailable.
+        commit. ``in_transaction``: of one statement alone that is not worth its round trips.
+        Raises DatabaseUnavailable.
         """
+        place = self.transaction if in_transaction else self.connection
         for last in (False, True):
             try:
-                with self.transaction() as conn:
+                with place() as conn:
                     return work(conn)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 if last or not is_transient(error):
@@ -301,9 +304,20 @@ _SCALARS: Final = ("builtins", "uuid", "datetime")
 
 
 def _parameters(url: str, name: str) -> dict[str, Any]:
-    given = conninfo_to_dict(url)
+    given = _parsed(url)
     mine = {key: value for key, value in _NETWORK.items() if key not in given}
     return {**mine, "application_name": given.get("application_name", f"conductor {name}")}
+
+
+def _parsed(url: str) -> dict[str, Any]:
+    try:
+        return conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        raise errors.ConfigError(
+            f"database.url = {redacted(url)!r}: Postgres' client library cannot read it; expected "
+            "postgresql://user:password@host:port/database?sslmode=..., with special characters "
+            "of the password written as %40"
+        ) from None  # the reason may quote the password
 
 
 def _configure(conn: Connection, statement_timeout: float) -> None:

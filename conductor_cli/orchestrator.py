@@ -13,7 +13,7 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -23,10 +23,10 @@ from conductor_cli.catalog import TaskSet, WorkerSpec
 from conductor_cli.client import Conductor, new_id
 from conductor_cli.config import Config, WorkerConfig, load
 from conductor_cli.coordinator import JobCoordinator, Settings
-from conductor_cli.models import DrainReport, State
+from conductor_cli.drain import Drain, Tally
+from conductor_cli.models import DrainReport
 from conductor_cli.pump import Recorded, Retention
 from conductor_cli.signals import Identity
-from conductor_cli.store import executions, reports
 from conductor_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -36,10 +36,7 @@ if TYPE_CHECKING:
     from conductor_cli.registry import Task
     from conductor_cli.service import Service
 
-FAILURES_SHOWN: Final = 100
 SECOND_SIGNAL_AFTER: Final = 1.0
-_LOOK_FIRST: Final = 0.01
-_LOOK_LAST: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,14 +212,20 @@ class Orchestrator:
         ``stop()`` from elsewhere ends it early.
         """
         self._renew()
-        tally = _Tally()
+        tally = Tally()
         started = time.monotonic()
         try:
             install(self.conductor)
             self._enter_state()
             self._coordinator = self._assemble(leads=False, on_recorded=tally.add)
             self._coordinator.start()
-            drained = _Drain(self, self._coordinator, wait_until_empty, retry_now)
+            drained = Drain(
+                self.conductor.database,
+                self._coordinator.workers,
+                is_stopped=lambda: self._is_stopping,
+                wait_until_empty=wait_until_empty,
+                retry_now=retry_now,
+            )
             timed_out = not drained.work(None if timeout is None else started + timeout)
         except BaseException:
             self._release()
@@ -232,10 +235,6 @@ class Orchestrator:
         except errors.ShutdownTimeout:
             timed_out = True
         return drained.report(tally, timed_out=timed_out, elapsed=time.monotonic() - started)
-
-    @property
-    def is_asked_to_stop(self) -> bool:
-        return self._is_stopping
 
     def close(self) -> None:
         """Let go of the database, where it was opened by from_config."""
@@ -274,7 +273,7 @@ class Orchestrator:
 
     def _enter_state(self) -> None:
         setup = self._config.tasks.setup
-        self._state = None if setup is None else self._stack.enter_context(_state(setup))
+        self._state = None if setup is None else self._stack.enter_context(state_of(setup))
 
     def _stop(self) -> None:
         telemetry.emit("server.stopping", server=str(self._id))
@@ -300,7 +299,7 @@ class Orchestrator:
                 self._coordinator = None
         self._stack.close()
 
-    def _died(self, service: Service, error: BaseException) -> None:
+    def _died(self, _service: Service, error: BaseException) -> None:
         with self._lock:
             first, self._death = self._death is None, self._death or error
         if first:
@@ -340,7 +339,7 @@ class Signals:
                 signal.signal(number, handler)
         self._notes.put(None)
 
-    def _note(self, number: int, frame: object) -> None:
+    def _note(self, _number: int, _frame: object) -> None:
         self._notes.put(time.monotonic())
 
     def _act(self) -> None:
@@ -363,87 +362,6 @@ class Signals:
 def install(conductor: Conductor) -> None:
     """Bring the schema up to date as far as a running server may; raises what is in the way."""
     migrate.upgrade(conductor.database, breaking=False)
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What a drain has ended. Called from the pumps' threads."""
-
-    counts: dict[State, int] = field(default_factory=lambda: dict.fromkeys(State, 0))
-    failed: list[UUID] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, recorded: Recorded) -> None:
-        with self.lock:
-            self.counts[recorded.state] += 1
-            if recorded.state is State.FAILED and len(self.failed) < FAILURES_SHOWN:
-                self.failed.append(recorded.id)
-
-
-class _Drain:
-    """Watches a coordinator until there is nothing left for it."""
-
-    def __init__(
-        self,
-        orchestrator: Orchestrator,
-        coordinator: JobCoordinator,
-        wait_until_empty: bool,
-        retry_now: bool,
-    ) -> None:
-        self._orchestrator = orchestrator
-        self._database = orchestrator.conductor.database
-        self._workers = list(coordinator.workers)
-        self._wait_until_empty = wait_until_empty
-        self._retry_now = retry_now
-        self._queues = [worker.queue for worker in self._workers]
-        self._names = sorted({t.name for worker in self._workers for t in worker.tasks})
-
-    def work(self, until: float | None) -> bool:
-        """Return when nothing is left; False when the moment passed or a stop came first."""
-        for worker in self._workers if self._retry_now else ():
-            worker.set_retry_now()
-        pause = _LOOK_FIRST
-        while not self._is_done():
-            if self._orchestrator.is_asked_to_stop or (until and time.monotonic() >= until):
-                return False
-            time.sleep(pause)
-            pause = min(_LOOK_LAST, pause * 1.2)
-        return True
-
-    def report(self, tally: _Tally, *, timed_out: bool, elapsed: float) -> DrainReport:
-        left = self._backlog()
-        with self._database.connection() as conn:
-            failures = reports.get_many(conn, tally.failed)
-        return DrainReport(
-            completed=tally.counts[State.COMPLETED],
-            failed=tally.counts[State.FAILED],
-            cancelled=tally.counts[State.CANCELLED],
-            left_retrying=left.retrying,
-            left_scheduled=left.scheduled,
-            left_waiting=left.waiting,
-            left_blocked=left.blocked,
-            left_unserved=left.unserved,
-            timed_out=timed_out,
-            elapsed=round(elapsed, 3),
-            failures=tuple(failures),
-        )
-
-    def _is_done(self) -> bool:
-        if not all(worker.is_idle for worker in self._workers):
-            return False
-        if self._retry_now:
-            with self._database.transaction() as conn:
-                executions.hasten(conn, self._queues, self._names)
-        left = self._backlog()
-        if left.ready:
-            for worker in self._workers:
-                worker.holding.due()
-        later = left.retrying + left.scheduled + left.waiting if self._wait_until_empty else 0
-        return left.ready + left.running + later == 0
-
-    def _backlog(self) -> reports.Backlog:
-        with self._database.connection() as conn:
-            return reports.backlog(conn, self._queues, self._names)
 
 
 def _workers(
@@ -472,7 +390,8 @@ def _refuse_unknown_queues(queues: Sequence[str], tasks: TaskSet) -> None:
             raise errors.ConfigError(f"No task is in the queue {queue!r}; there are: {known}.")
 
 
-def _state(setup: str) -> Any:
+def state_of(setup: str) -> Any:
+    """The context manager that yields ctx.state, made by "module:function"; raises ConfigError."""
     module, _, name = setup.partition(":")
     try:
         return getattr(importlib.import_module(module), name)()

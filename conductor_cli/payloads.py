@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import inspect
 import math
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Final
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Never, NoReturn
 
 import msgspec
 
 from conductor_cli.errors import PayloadError, TaskDefinitionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 DEFAULT_LIMIT: Final = 1024 * 1024
+_PLAIN: Final = (inspect.Signature.empty, Any, None, type(None), object, Never, NoReturn)
+_MISSING: Final = inspect.Parameter.empty
+_BY_PLACE: Final = inspect.Parameter.POSITIONAL_ONLY
+_BY_EITHER: Final = inspect.Parameter.POSITIONAL_OR_KEYWORD
+_ANY_KEYS: Final = inspect.Parameter.VAR_KEYWORD
 
 
 def encode(value: object, what: str, limit: int | None = DEFAULT_LIMIT) -> str:
@@ -31,19 +39,23 @@ def encode(value: object, what: str, limit: int | None = DEFAULT_LIMIT) -> str:
     """
     try:
         data = _encoder.encode(value)
+        if limit is not None and len(data) > limit:
+            raise PayloadError(
+                f"{what} is {len(data):,} bytes of JSON; the limit is {limit:,} "
+                "([tasks] max_payload). Store it elsewhere and pass a reference."
+            )
+        if b"null" in data:
+            _refuse_nan(value, what)
+        if b"\\u0000" in data and _has_nul(data):
+            raise PayloadError(
+                f"{what} contains the character NUL (\\u0000), which Postgres refuses."
+            )
+    except PayloadError:
+        raise
     except RecursionError:
         raise PayloadError(f"{what} contains itself, or is nested too deeply for JSON.") from None
-    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
-        raise PayloadError(f"{what} cannot be stored as JSON: {error}.") from None
-    if limit is not None and len(data) > limit:
-        raise PayloadError(
-            f"{what} is {len(data):,} bytes of JSON; the limit is {limit:,} "
-            "([tasks] max_payload). Store it elsewhere and pass a reference."
-        )
-    if b"null" in data:
-        _refuse_nan(value, what)
-    if b"\\u0000" in data and _has_nul(data):
-        raise PayloadError(f"{what} contains the character NUL (\\u0000), which Postgres refuses.")
+    except Exception as error:  # whatever a model's own code raises
+        raise PayloadError(f"{what} cannot be stored as JSON: {_friendly(error)}.") from error
     return data.decode()
 
 
@@ -55,65 +67,93 @@ def decode(text: str | bytes) -> Any:
 class ResultType:
     """The awaited return annotation of a function: how its stored result is read again."""
 
-    def __init__(self, annotation: object) -> None:
-        self._plain = annotation in (inspect.Signature.empty, Any, None, type(None), object)
-        self._decoder = None if self._plain else _decoder(annotation)
+    def __init__(self, function: Callable[..., Any]) -> None:
+        signature, hints = _signature(function)
+        annotation = hints.get("return", signature.return_annotation)
+        self._plain = any(annotation is plain for plain in _PLAIN)
+        try:
+            self._decoder = None if self._plain else _decoder(annotation)
+        except (TypeError, ValueError) as error:
+            raise TaskDefinitionError(
+                f"{describe(function)}: a result cannot be read from JSON as its return "
+                f"annotation says: {_friendly(error)}."
+            ) from None
 
     def decode(self, text: str) -> Any:
         """The result from JSON text; raises PayloadError when it does not fit the annotation."""
-        if self._decoder is None:
-            return msgspec.json.decode(text)
         try:
-            return self._decoder.decode(text)
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise PayloadError(f"The result does not fit the return annotation: {error}.") from None
+            return decode(text) if self._decoder is None else self._decoder.decode(text)
+        except Exception as error:
+            raise PayloadError(
+                f"The result does not fit the return annotation: {_friendly(error)}."
+            ) from error
 
 
 class Binder:
     """Turns a payload's JSON into the arguments of one function.
 
     Made once per task from its signature; raises TaskDefinitionError for signatures that no
-    payload can fill.
+    payload can fill. ``context_type`` is the one of ``context_types`` that the function takes.
     """
 
     def __init__(self, function: Callable[..., Any], context_types: tuple[type, ...]) -> None:
         signature, hints = _signature(function)
-        names = list(signature.parameters)
-        self.context = _context_parameter(names, hints, context_types)
+        self._refuse_unfillable(function, signature)
+        found = _context(function, signature, hints, context_types)
+        self.context: str | None = found[0]
+        self.context_type: type | None = found[1]
         given = {n: p for n, p in signature.parameters.items() if n != self.context}
-        self.whole = list(given) == ["payload"] and _is_plain(given["payload"])
-        self.takes_any = any(p.kind is p.VAR_KEYWORD for p in given.values())
-        self.parameters = [n for n, p in given.items() if p.kind is not p.VAR_KEYWORD]
-        self.context_first = bool(names) and names[0] == self.context
-        self._positional_only = [n for n, p in given.items() if p.kind is p.POSITIONAL_ONLY]
-        self._refuse_unfillable(function, given)
+        self.whole = list(given) == ["payload"] and given["payload"].kind is not _ANY_KEYS
+        self.parameters = [n for n, p in given.items() if p.kind is not _ANY_KEYS]
+        self._may_lack_payload = self.whole and given["payload"].default is not _MISSING
+        self._any_keys = next((hints.get(n, Any) for n in given if n not in self.parameters), None)
+        self._names = frozenset((*self.parameters, self.context))
+        self._context_at = _place_of_context(signature, self.context)
+        self._positional = {n: p.default for n, p in given.items() if p.kind is _BY_PLACE}
+        self._ordered = [n for n, p in given.items() if p.kind in (_BY_PLACE, _BY_EITHER)]
         try:
-            self._struct, self._decoder = self._build(given, hints)
+            self._decoder = self._build(given, hints)
         except (TypeError, ValueError) as error:
             raise TaskDefinitionError(
-                f"{describe(function)}: a payload cannot be bound to its annotations: {error}."
+                f"{describe(function)}: a payload cannot be bound to its annotations: "
+                f"{_friendly(error)}."
             ) from None
+
+    @property
+    def takes_any_key(self) -> bool:
+        """Whether the function has ``**kwargs``."""
+        return self._any_keys is not None
 
     def bind(self, payload: str) -> tuple[list[Any], dict[str, Any]]:
         """Positional and keyword arguments, the context left out; unknown keys are dropped.
 
         Raises PayloadError that names the key.
         """
+        if self._may_lack_payload and payload == "null":
+            return [], {}
         try:
             value = self._decoder.decode(payload)
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise PayloadError(f"The payload does not fit: {_friendly(error)}.") from None
-        if self.whole:
-            return [], {"payload": value}
-        arguments = {
-            n: v
-            for n, v in zip(self.parameters, msgspec.structs.astuple(value), strict=True)
-            if v is not msgspec.UNSET
-        }
-        if self.takes_any:
-            extra = msgspec.json.decode(payload)
-            arguments |= {k: v for k, v in extra.items() if k not in arguments}
-        return [arguments.pop(n) for n in self._positional_only if n in arguments], arguments
+            if self.whole:
+                return ([value], {}) if self._positional else ([], {"payload": value})
+            arguments = {
+                n: v
+                for n, v in zip(self.parameters, msgspec.structs.astuple(value), strict=True)
+                if v is not msgspec.UNSET
+            }
+            if self._any_keys is not None:
+                arguments |= self._other_keys(payload)
+        except RecursionError:
+            raise PayloadError("The payload does not fit: it is nested too deeply.") from None
+        except Exception as error:  # also what a model's own validation raises
+            raise PayloadError(f"The payload does not fit: {_friendly(error)}.") from error
+        return [arguments.pop(n, d) for n, d in self._positional.items()], arguments
+
+    def give(self, context: object, args: list[Any], kwargs: dict[str, Any]) -> None:
+        """Add the context to bound arguments, where the function takes it."""
+        if self._context_at is not None:
+            args.insert(self._context_at, context)
+        elif self.context is not None:
+            kwargs[self.context] = context
 
     def check(self, task: str, payload: str) -> None:
         """Refuse a payload that does not fit, unknown keys included."""
@@ -121,24 +161,48 @@ class Binder:
             self.bind(payload)
         except PayloadError as error:
             text = str(error).removeprefix("The payload")
-            raise PayloadError(f"The payload for task {task!r}{text}") from None
-        if not self.whole and not self.takes_any:
-            self._refuse_unknown(task, msgspec.json.decode(payload))
+            raise PayloadError(f"The payload for task {task!r}{text}") from error.__cause__
+        if not self.whole:
+            self._refuse_unknown(task, decode(payload))
+
+    def payload(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The payload that these arguments (without the context) stand for; TypeError."""
+        if self.whole:
+            return self._whole_payload(args, kwargs)
+        if len(args) > len(self._ordered):
+            raise TypeError(f"takes {len(self._ordered)} positional arguments, not {len(args)}")
+        by_place = dict(zip(self._ordered, args, strict=False))
+        if twice := by_place.keys() & kwargs:
+            raise TypeError(f"has two values for {min(twice)!r}")
+        return {**by_place, **kwargs}
+
+    def _whole_payload(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if len(args) + bool(kwargs) > 1:
+            raise TypeError("takes one value, the whole payload")
+        if args:
+            return args[0]
+        return kwargs["payload"] if list(kwargs) == ["payload"] else dict(kwargs) or None
 
     def _build(
         self, given: Mapping[str, inspect.Parameter], hints: Mapping[str, Any]
-    ) -> tuple[Any, msgspec.json.Decoder[Any]]:
+    ) -> msgspec.json.Decoder[Any]:
+        if self._any_keys is not None:
+            _decoder(self._any_keys)  # which raises when there can be none
         if self.whole:
-            return None, _decoder(hints.get("payload", Any))
-        struct = msgspec.defstruct(
-            "Payload", [_field(given[n], hints.get(n, Any)) for n in self.parameters], kw_only=True
-        )
-        return struct, _decoder(struct)
+            return _decoder(hints.get("payload", Any))
+        named = [_field(given[n], hints.get(n, Any)) for n in self.parameters]
+        return _decoder(msgspec.defstruct("Payload", named, kw_only=True))
+
+    def _other_keys(self, payload: str) -> dict[str, Any]:
+        others = {k: v for k, v in decode(payload).items() if k not in self._names}
+        if self._any_keys is Any:
+            return others
+        return {k: _converted(k, v, self._any_keys) for k, v in others.items()}
 
     def _refuse_unfillable(
-        self, function: Callable[..., Any], given: Mapping[str, inspect.Parameter]
+        self, function: Callable[..., Any], signature: inspect.Signature
     ) -> None:
-        for name, parameter in given.items():
+        for name, parameter in signature.parameters.items():
             if parameter.kind is parameter.VAR_POSITIONAL:
                 raise TaskDefinitionError(
                     f"{describe(function)}: *{name} cannot be filled from a payload, whose keys "
@@ -146,32 +210,45 @@ class Binder:
                 )
 
     def _refuse_unknown(self, task: str, payload: Mapping[str, Any]) -> None:
-        unknown = [key for key in payload if key not in self.parameters]
-        if unknown:
+        if self.context in payload:
+            problem = f"has the key {self.context!r}, which is the context's name"
+        elif unknown := [key for key in payload if key not in self._names]:
+            if self.takes_any_key:
+                return
             takes = ", ".join(self.parameters) or "no keys at all"
-            raise PayloadError(
-                f"The payload for task {task!r} has the unknown key {unknown[0]!r}; "
-                f"it takes {takes}."
-            )
+            problem = f"has the unknown key {unknown[0]!r}; it takes {takes}"
+        else:
+            return
+        raise PayloadError(f"The payload for task {task!r} {problem}.")
 
 
 def describe(function: Callable[..., Any]) -> str:
     """A function by name and place, for messages."""
-    code = getattr(function, "__code__", None)
+    inner = inspect.unwrap(underlying(function))
+    code = getattr(inner, "__code__", None)
     place = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
-    return f"{getattr(function, '__qualname__', function)!s}{place}"
+    return f"{getattr(inner, '__qualname__', function)!s}{place}"
 
 
-def return_annotation(function: Callable[..., Any]) -> object:
-    """What a function (awaited, when it is async) says it returns."""
-    signature, hints = _signature(function)
-    return hints.get("return", signature.return_annotation)
+def underlying(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function or method inside a partial or an object that can be called."""
+    while isinstance(function, partial):
+        function = function.func
+    if inspect.isroutine(function) or isinstance(function, type):
+        return function
+    inner: Callable[..., Any] = type(function).__call__
+    return inner
 
 
 def _encode_other(value: object) -> object:
     dump = getattr(value, "model_dump", None)
     if callable(dump):  # pydantic, if the caller uses it
         return dump(mode="json")
+    for plain in (str, int, float):  # a subclass, such as numpy's float64
+        if isinstance(value, plain):
+            return plain(value)
+    if isinstance(value, Mapping):
+        return dict(value)
     raise TypeError(f"{type(value).__name__} has no place in JSON: {_brief(value)}")
 
 
@@ -191,26 +268,54 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
 
 def _signature(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Any]]:
     try:
-        return inspect.signature(function), typing.get_type_hints(function, include_extras=True)
+        hints = typing.get_type_hints(underlying(function), include_extras=True)
+        return inspect.signature(function), hints
     except NameError as error:
         raise TaskDefinitionError(
             f"{describe(function)}: an annotation cannot be resolved: {error}. Types of a task's "
             "parameters must be importable at run time, not only under TYPE_CHECKING."
         ) from None
+    except Exception as error:
+        raise TaskDefinitionError(
+            f"{describe(function)}: its signature cannot be read: {_friendly(error)}."
+        ) from None
 
 
-def _context_parameter(
-    names: list[str], hints: Mapping[str, Any], context_types: tuple[type, ...]
-) -> str | None:
-    for name in names:
-        hint = hints.get(name)
-        if (typing.get_origin(hint) or hint) in context_types:
-            return name
-    return None
+def _context(
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    hints: Mapping[str, Any],
+    context_types: tuple[type, ...],
+) -> tuple[str, type] | tuple[None, None]:
+    found = [
+        (name, kind)
+        for name in signature.parameters
+        for kind in context_types
+        if _is_or_may_be(hints.get(name), kind)
+    ]
+    if len(found) > 1:
+        raise TaskDefinitionError(
+            f"{describe(function)}: both {found[0][0]!r} and {found[1][0]!r} are to receive the "
+            "context; only one parameter can."
+        )
+    return found[0] if found else (None, None)
 
 
-def _is_plain(parameter: inspect.Parameter) -> bool:
-    return parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+def _is_or_may_be(hint: object, kind: type) -> bool:
+    """Whether an annotation is ``kind``, also with parameters, ``| None`` or Annotated."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType, typing.Annotated):
+        return any(_is_or_may_be(part, kind) for part in typing.get_args(hint))
+    return hint is kind or origin is kind
+
+
+def _place_of_context(signature: inspect.Signature, name: str | None) -> int | None:
+    """Its position if it is passed by position, which whoever wraps the function may rely on."""
+    if name is None:
+        return None
+    place = list(signature.parameters).index(name)
+    kind = signature.parameters[name].kind
+    return place if kind is _BY_PLACE or (kind is _BY_EITHER and place == 0) else None
 
 
 def _field(parameter: inspect.Parameter, hint: Any) -> Any:
@@ -219,8 +324,17 @@ def _field(parameter: inspect.Parameter, hint: Any) -> Any:
     return (parameter.name, hint | msgspec.UnsetType if hint is not Any else Any, msgspec.UNSET)
 
 
+def _converted(key: str, value: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind, dec_hook=_decode_other)
+    except Exception as error:
+        raise PayloadError(f"{_friendly(error)} - at '$.{key}'") from error
+
+
 def _friendly(error: Exception) -> str:
     text = str(error).rstrip(".")
+    if not isinstance(error, (msgspec.MsgspecError, PayloadError, TypeError, ValueError)):
+        text = f"{type(error).__name__}: {text}"
     return text.replace("Object missing required field", "missing key").replace("`", "'")
 
 
@@ -236,11 +350,19 @@ def _parts(value: object) -> list[tuple[str, object]]:
         return [(f".{key}", part) for key, part in value.items()]
     if isinstance(value, (list, tuple, set, frozenset)):
         return [(f"[{i}]", part) for i, part in enumerate(value)]
+    if isinstance(value, Enum):
+        return [("", value.value)]
+    if callable(dump := getattr(value, "model_dump", None)):
+        return [("", dump(mode="json"))]
+    return [(f".{name}", getattr(value, name)) for name in _attributes(value)]
+
+
+def _attributes(value: object) -> Sequence[str]:
     if isinstance(value, msgspec.Struct):
-        return [(f".{n}", getattr(value, n)) for n in value.__struct_fields__]
-    if is_dataclass(value) and not isinstance(value, type):
-        return [(f".{f.name}", getattr(value, f.name)) for f in fields(value)]
-    return []
+        return value.__struct_fields__
+    if is_dataclass(value):
+        return [each.name for each in fields(value)]
+    return [each.name for each in getattr(type(value), "__attrs_attrs__", ())]
 
 
 def _has_nul(data: bytes) -> bool:

@@ -17,6 +17,7 @@ from typing import (
     Final,
     Generic,
     ParamSpec,
+    Protocol,
     TypeVar,
     cast,
     overload,
@@ -24,18 +25,21 @@ from typing import (
 
 from conductor_cli import payloads, timing
 from conductor_cli.context import AsyncContext, Context
-from conductor_cli.errors import TaskDefinitionError
+from conductor_cli.errors import ConductorError, PayloadError, TaskDefinitionError
 from conductor_cli.models import NAME_PATTERN
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Coroutine
     from uuid import UUID
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 Seconds = float | timedelta
+MOST: Final = 1_000_000_000  # that a count may be
+LONGEST: Final = 3_155_760_000.0  # seconds that a duration may last: a century
 _NAME: Final = re.compile(NAME_PATTERN)
 
 
@@ -72,7 +76,9 @@ def cron(
             f'cron({expression!r}): missed={missed!r} is none of "latest", "skip", "all".'
         ) from None
     timing.Schedule.parse(expression, timezone or "UTC")
-    return Cron(expression, name or default_cron_name(expression), payload, timezone, policy)
+    if name is None:
+        name = default_cron_name(expression)
+    return Cron(expression, name, payload, timezone, policy)
 
 
 def default_cron_name(expression: str) -> str:
@@ -114,18 +120,21 @@ class Task(Generic[P, R_co]):
     """A registered function; calling it runs the plain function."""
 
     def __init__(self, function: Callable[..., Any], options: TaskOptions) -> None:
+        inner = payloads.underlying(function)
         self.function = function
-        self.name: str = options.name or str(getattr(function, "__name__", ""))
+        self.name: str = options.name or str(getattr(inner, "__name__", ""))
         self.queue = options.queue
         self.settings = options
-        self.module = getattr(function, "__module__", "")
+        self.module: str = getattr(inner, "__module__", None) or ""
         self.place = payloads.describe(function)
-        self.is_async = inspect.iscoroutinefunction(function)
+        self.is_async = inspect.iscoroutinefunction(inner)
+        _refuse_what_is_no_task(function, inner)
         self.binder = payloads.Binder(function, (Context, AsyncContext))
-        self.result_type = payloads.ResultType(payloads.return_annotation(function))
-        self.__doc__ = function.__doc__
-        self.__name__ = getattr(function, "__name__", self.name)
+        self.result_type = payloads.ResultType(function)
+        self.__doc__ = inner.__doc__
+        self.__name__ = getattr(inner, "__name__", self.name)
         self.__wrapped__ = function
+        self._refuse_the_wrong_context()
         options.validate(self)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
@@ -134,13 +143,24 @@ class Task(Generic[P, R_co]):
     def __repr__(self) -> str:
         return f"<Task {self.name!r} in queue {self.queue!r}>"
 
+    @overload
+    def bind(
+        self: Task[Concatenate[Context[Any], Q], Any], *args: Q.args, **kwargs: Q.kwargs
+    ) -> Invocation[R_co]: ...
+    @overload
+    def bind(
+        self: Task[Concatenate[AsyncContext[Any], Q], Any], *args: Q.args, **kwargs: Q.kwargs
+    ) -> Invocation[R_co]: ...
+    @overload
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> Invocation[R_co]: ...
     def bind(self, *args: Any, **kwargs: Any) -> Invocation[R_co]:
-        """The task with a payload: keyword arguments, or one value for a task that takes one."""
-        if args and (len(args) > 1 or kwargs or not self.binder.whole):
-            raise TypeError(f"{self.name}.bind() takes the payload's keys as keyword arguments")
-        return Invocation(self, args[0] if args else kwargs)
+        """The task with a payload, given as the function's arguments without the context.
 
-    def options(self, **overrides: Any) -> ConfiguredTask[R_co]:
+        For a task that takes the whole payload: that one value. Raises TypeError.
+        """
+        return Invocation(self, self._payload(args, kwargs))
+
+    def options(self, **overrides: Any) -> ConfiguredTask[P, R_co]:
         """The task with options of ``invoke`` set: ``task.options(priority=5).bind(...)``."""
         _refuse_unknown_options(self.name, overrides)
         return ConfiguredTask(self, overrides)
@@ -149,17 +169,52 @@ class Task(Generic[P, R_co]):
     def triggers(self) -> tuple[Cron, ...]:
         return tuple(self.settings.triggers)
 
+    def _payload(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
+        try:
+            return self.binder.payload(args, kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.name}.bind() {error}") from None
+
+    def _refuse_the_wrong_context(self) -> None:
+        right, kind = (
+            (AsyncContext, "an async def") if self.is_async else (Context, "a plain function")
+        )
+        if self.binder.context_type not in (None, right):
+            raise TaskDefinitionError(
+                f"Task {self.name!r}, {self.place}: {self.binder.context!r} is annotated "
+                f"{self.binder.context_type.__name__}, but {kind} takes {right.__name__}"
+            )
+
+
+class AsyncTask(Task[P, R_co]):
+    """A registered ``async def`` function; ``R_co`` is what it returns when awaited."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        return self.function(*args, **kwargs)
+
 
 @dataclass(frozen=True, slots=True)
-class ConfiguredTask(Generic[R_co]):
+class ConfiguredTask(Generic[P, R_co]):
     """A task with options of ``invoke`` set."""
 
-    task: Task[..., R_co]
+    task: Task[P, R_co]
     overrides: Mapping[str, Any]
 
+    @overload
+    def bind(
+        self: ConfiguredTask[Concatenate[Context[Any], Q], Any], *args: Q.args, **kwargs: Q.kwargs
+    ) -> Invocation[R_co]: ...
+    @overload
+    def bind(
+        self: ConfiguredTask[Concatenate[AsyncContext[Any], Q], Any],
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> Invocation[R_co]: ...
+    @overload
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> Invocation[R_co]: ...
     def bind(self, *args: Any, **kwargs: Any) -> Invocation[R_co]:
         """As ``Task.bind``, with these options."""
-        return replace(self.task.bind(*args, **kwargs), overrides=self.overrides)
+        return Invocation(self.task, self.task._payload(args, kwargs), self.overrides)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,29 +241,45 @@ class TaskOptions:
             _check_count("max_attempts", self.max_attempts, 1)
             _check_count("max_crashes", self.max_crashes, 0)
             check_priority(self.priority)
+            _check_switch("invocable", self.invocable)
             timing.checked_retry(self.retry)
-            _check_duration("timeout", self.timeout, positive=True)
+            check_duration("timeout", self.timeout, positive=True)
             _check_retention("retain_completed", self.retain_completed)
             _check_retention("retain_failed", self.retain_failed)
             self._check_triggers(task)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ConductorError) as error:
             raise TaskDefinitionError(f"Task {task.name!r}, {task.place}: {error}") from None
 
     def _check_triggers(self, task: Task[..., Any]) -> None:
         names = set()
+        if not isinstance(self.triggers, Sequence):
+            raise TypeError(f"triggers={self.triggers!r} is not a list")
         for trigger in self.triggers:
             if not isinstance(trigger, Cron):
                 raise TypeError(f"triggers holds {trigger!r}, which is not made by cron()")
             if trigger.name in names:
                 raise ValueError(f"two triggers are named {trigger.name!r}; give one a name=")
             names.add(check_name("trigger", trigger.name))
+            self._check_payload(task, trigger)
+
+    def _check_payload(self, task: Task[..., Any], trigger: Cron) -> None:
+        try:
             task.binder.check(task.name, cron_payload(trigger))
+        except PayloadError as error:
+            raise ValueError(f"trigger {trigger.name!r} cannot run it: {error}") from None
+
+
+class Decorator(Protocol):
+    """What ``@task(...)`` makes a task with."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
 
 
 @overload
-def task(function: Callable[Concatenate[Context[Any], P], R], /) -> Task[P, R]: ...
-@overload
-def task(function: Callable[Concatenate[AsyncContext[Any], P], Awaitable[R]], /) -> Task[P, R]: ...
+def task(function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
 @overload
 def task(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
@@ -225,7 +296,7 @@ def task(
     invocable: bool = True,
     retain_completed: Seconds | bool | None = None,
     retain_failed: Seconds | bool | None = None,
-) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+) -> Decorator: ...
 def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a function a task.
 
@@ -245,9 +316,9 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         try:
             made = TaskOptions(**options)
         except TypeError:
-            known = [f for f in TaskOptions.__dataclass_fields__]
-            raise TaskDefinitionError(_unknown_option(function, options, known)) from None
-        defined: Task[..., Any] = Task(function, made)
+            raise TaskDefinitionError(_unknown_option(function, options)) from None
+        is_async = inspect.iscoroutinefunction(payloads.underlying(function))
+        defined: Task[..., Any] = (AsyncTask if is_async else Task)(function, made)
         defined_tasks.add(defined)
         return defined
 
@@ -289,9 +360,23 @@ defined_tasks: Final[weakref.WeakSet[Task[..., Any]]] = weakref.WeakSet()
 """Every task defined in this process and still referred to, for loading by module."""
 
 
-def _unknown_option(
-    function: Callable[..., Any], options: Mapping[str, Any], known: Sequence[str]
-) -> str:
+def _refuse_what_is_no_task(function: Any, inner: Any) -> None:
+    if not callable(function) or isinstance(function, (type, Task)):
+        raise TaskDefinitionError(
+            f'@task is for functions, not for {function!r}; options go by keyword: @task(name="x")'
+        )
+    place = payloads.describe(function)
+    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+        raise TaskDefinitionError(f"{place}: a task returns its result and cannot yield")
+    first = next(iter(inspect.signature(function).parameters), None)
+    if first in ("self", "cls"):
+        raise TaskDefinitionError(
+            f"{place}: {first!r} cannot come from a payload; make it a function, or a static method"
+        )
+
+
+def _unknown_option(function: Callable[..., Any], options: Mapping[str, Any]) -> str:
+    known = list(TaskOptions.__dataclass_fields__)
     wrong = next(name for name in options if name not in known)
     meant = nearest(wrong, known)
     hint = f" Did you mean {meant[0]!r}?" if meant else ""
@@ -308,19 +393,27 @@ def _refuse_unknown_options(task_name: str, overrides: Mapping[str, Any]) -> Non
 
 
 def _check_count(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}={value!r} is not a whole number of at least {least}")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
+        raise ValueError(f"{name}={value!r} is not a whole number from {least} to {MOST:,}")
 
 
-def _check_duration(name: str, value: object, *, positive: bool = False) -> None:
+def _check_switch(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} is neither True nor False")
+
+
+def check_duration(name: str, value: object, *, positive: bool = False) -> None:
+    """Raise ValueError unless it is None, or seconds or a timedelta within a century."""
     if value is None:
         return
-    number = timing.seconds(cast("Seconds", value), name)
+    number = timing.seconds(value, name)
     if positive and number <= 0:
         raise ValueError(f"{name}={value!r} must be more than zero seconds")
+    if number > LONGEST:
+        raise ValueError(f"{name}={value!r} is more than a century")
 
 
 def _check_retention(name: str, value: object) -> None:
     if value is None or isinstance(value, bool) or value == math.inf:
         return
-    _check_duration(name, value)
+    check_duration(name, value)

@@ -15,8 +15,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from conductor_cli import payloads, registry, timing
-from conductor_cli.context import Abort, AsyncContext, Context, TaskTimeout, current
-from conductor_cli.errors import Cancel, Fail, PayloadError, Released, Retry
+from conductor_cli.context import (
+    Abort,
+    AsyncContext,
+    Context,
+    TaskTimeout,
+    current,
+    interrupting,
+)
+from conductor_cli.errors import Cancel, Fail, PayloadError, Released, Retry, TaskSignal
 from conductor_cli.models import (
     Cancelled,
     Completed,
@@ -37,6 +44,7 @@ if TYPE_CHECKING:
     from conductor_cli.models import Claimed
     from conductor_cli.registry import Task
 
+NAME_LIMIT: Final = 500
 MESSAGE_LIMIT: Final = 8_000
 TRACEBACK_LIMIT: Final = 32_000
 _NULL: Final = Completed("null")
@@ -60,14 +68,9 @@ class Runner:
         task = self.tasks.get(claimed.task)
         if task is None:  # another version of this program claimed it under this id
             return HandedBack(1.0)
-        try:
-            args, kwargs = task.binder.bind(claimed.payload)
-        except PayloadError as error:
-            return Failed(describe(error))
         before = current.set(attempt)
         try:
-            result = self._call(task, attempt, args, kwargs)
-            outcome: Outcome = _NULL if result is None else self._completed(task, result)
+            outcome = self._attempted(task, attempt)
         except BaseException as error:
             outcome = ending(task, claimed, attempt.abort_reason, error)
         finally:
@@ -83,52 +86,52 @@ class Runner:
         task = self.tasks.get(claimed.task)
         return None if task is None else registry.as_seconds(task.settings.timeout)
 
+    def _attempted(self, task: Task[..., Any], attempt: Attempt) -> Outcome:
+        try:
+            args, kwargs = task.binder.bind(attempt.claimed.payload)
+        except PayloadError as error:
+            return Failed(describe(error))
+        result = self._call(task, attempt, args, kwargs)
+        return _NULL if result is None else self._completed(task, result)
+
     def _call(
         self, task: Task[..., Any], attempt: Attempt, args: list[Any], kwargs: dict[str, Any]
     ) -> Any:
-        if task.is_async:
-            if task.binder.context is not None:
-                self._give(task, AsyncContext(attempt, self._conductor, self._state), args, kwargs)
-            return self._loop.run(attempt, lambda: task.function(*args, **kwargs))
         if task.binder.context is not None:
-            self._give(task, Context(attempt, self._conductor, self._state), args, kwargs)
+            kind = AsyncContext if task.is_async else Context
+            task.binder.give(kind(attempt, self._conductor, self._state), args, kwargs)
+        if task.is_async:
+            return self._loop.call(attempt, lambda: task.function(*args, **kwargs))
         if self.timeout_of(attempt.claimed) is None:
             return task.function(*args, **kwargs)
         return interruptible(attempt, lambda: task.function(*args, **kwargs))
 
-    def _give(
-        self, task: Task[..., Any], context: object, args: list[Any], kwargs: dict[str, Any]
-    ) -> None:
-        if task.binder.context_first:
-            args.insert(0, context)
-        else:
-            kwargs[str(task.binder.context)] = context
-
-    def _completed(self, task: Task[..., Any], result: object) -> Completed:
-        if inspect.isawaitable(result):
-            raise Fail("it returned an awaitable; define it with async def")
-        return Completed(payloads.encode(result, f"The result of {task.name!r}", self._limit))
+    def _completed(self, task: Task[..., Any], result: object) -> Outcome:
+        try:
+            return Completed(payloads.encode(result, f"The result of {task.name!r}", self._limit))
+        except PayloadError as error:
+            if not inspect.isawaitable(result):
+                return Failed(describe(error))
+            if inspect.iscoroutine(result):
+                result.close()
+            return Failed(describe(Fail("it returned an awaitable; define it with async def")))
 
 
 def ending(
     task: Task[..., Any], claimed: Claimed, why: Abort | None, error: BaseException
 ) -> Outcome:
     """The outcome of an attempt that raised ``error``; ``why`` it had been asked to stop."""
-    match error:
+    match _out_of_group(error):
         case Released():
             return HandedBack(0.0)
         case Cancel(reason=reason):
-            return Cancelled(_clean(reason, MESSAGE_LIMIT) if reason else None)
-        case Fail() | PayloadError():
-            return Failed(describe(error))
-        case Retry(counts=False, delay=delay):
-            return Retrying(max(0.0, delay or 0.0), None, counts=False)
-        case asyncio.CancelledError() if why is Abort.CANCELLED:
-            return Cancelled(None)
-        case asyncio.CancelledError() if why in (Abort.SHUTDOWN, Abort.LOST):
-            return HandedBack(0.0)
-        case asyncio.CancelledError() if why is Abort.TIMEOUT:
-            return _failure(task, claimed, TaskTimeout("timed out"))
+            return Cancelled(_clean(_text(reason), MESSAGE_LIMIT) if reason else None)
+        case Fail() as fail:
+            return Failed(describe(fail))
+        case Retry() as retry:
+            return _again(task, claimed, retry)
+        case asyncio.CancelledError():
+            return _cancelled(task, claimed, why, error)
         case _:
             return _failure(task, claimed, error)
 
@@ -140,17 +143,16 @@ def timed_out(task: Task[..., Any], claimed: Claimed) -> Outcome:
 
 def describe(error: BaseException) -> ExecutionError:
     """An exception as it is stored: texts cut, free of NUL, whatever its ``__str__`` does."""
-    try:
-        message = str(error)
-    except Exception as worse:
-        message = f"(its __str__ raises {type(worse).__name__})"
+    message = _text(error)
     kind = type(error)
     name = kind.__qualname__
     if kind.__module__ not in ("builtins", "conductor_cli.errors", "conductor_cli.context"):
         name = f"{kind.__module__}.{name}"
     if isinstance(error, TaskTimeout):
         name = "TimeoutError"
-    return ExecutionError(name, _clean(message, MESSAGE_LIMIT), _traceback(error))
+    return ExecutionError(
+        _clean(name, NAME_LIMIT), _clean(message, MESSAGE_LIMIT), _traceback(error)
+    )
 
 
 class EventLoop(Service):
@@ -162,10 +164,16 @@ class EventLoop(Service):
         self._started = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def run(self, attempt: Attempt | None = None, make: Callable[[], Any] | None = None) -> Any:
-        """In its own thread: turn the loop. With an attempt: run it there and wait for its end."""
-        if attempt is None or make is None:
-            return self._turn()
+    def run(self) -> None:
+        assert self._loop is not None
+        asyncio.set_event_loop(self._loop)
+        while not self._stopping.is_set():
+            # What asyncio lets through was raised in a task's own asyncio task, which has it too.
+            with suppress(SystemExit, KeyboardInterrupt):
+                self._loop.run_forever()
+
+    def call(self, attempt: Attempt, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Run a coroutine in the loop and wait for its end; in any other thread."""
         loop = self._ensure_started()
         raised, value = asyncio.run_coroutine_threadsafe(_guarded(attempt, make), loop).result()
         if raised is not None:
@@ -175,7 +183,8 @@ class EventLoop(Service):
     def stop(self) -> None:
         super().stop()
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            with suppress(RuntimeError):  # it is closed
+                self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _ensure_started(self) -> asyncio.AbstractEventLoop:
         with self._starting:
@@ -193,35 +202,35 @@ class EventLoop(Service):
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
 
-    def _turn(self) -> None:
-        assert self._loop is not None
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
 
 def interruptible(attempt: Attempt, call: Callable[[], Any]) -> Any:
     """Run ``call`` so that :func:`interrupt` may raise into it, and only into it."""
-    with _interrupting:
-        attempt.thread_id = threading.get_ident()
     try:
+        with interrupting:
+            attempt.thread_id = threading.get_ident()
         return call()
     finally:
-        with _interrupting:
-            attempt.thread_id = None
-            # One that was sent and has not arrived must not arrive later.
-            _set_async_exc(threading.get_ident(), None)
+        # One that was sent and has not arrived must not arrive later. It may arrive here: at the
+        # first call, so that there may be none outside of the try.
+        while attempt.thread_id is not None:
+            try:  # noqa: SIM105
+                with interrupting:
+                    attempt.thread_id = None
+                    _set_async_exc(threading.get_ident(), None)
+            except TaskTimeout:
+                pass
 
 
 def interrupt(attempt: Attempt) -> bool:
-    """Raise TaskTimeout in the attempt's thread; False when it cannot be done (just now)."""
-    with _interrupting:
+    """Raise TaskTimeout in the attempt's thread, once; False when it cannot be done (just now)."""
+    with interrupting:
+        if attempt.interrupted:
+            return True
         if attempt.thread_id is None or attempt.shield:
             return False
         _set_async_exc(attempt.thread_id, TaskTimeout)
+        attempt.interrupted = True
         return True
-
-
-_interrupting: Final = threading.Lock()
 
 
 def _set_async_exc(thread_id: int, error: type[BaseException] | None) -> None:
@@ -255,19 +264,67 @@ async def _guarded(
         return error, None
 
 
-def _failure(task: Task[..., Any], claimed: Claimed, error: BaseException) -> Outcome:
+def _out_of_group(error: BaseException) -> BaseException:
+    """What a task ends itself with, also when an asyncio.TaskGroup has wrapped it."""
+    if isinstance(error, BaseExceptionGroup):
+        _, others = error.split((Released, TaskSignal))
+        while others is None and isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+    return error
+
+
+def _cancelled(
+    task: Task[..., Any], claimed: Claimed, why: Abort | None, error: BaseException
+) -> Outcome:
+    match why:
+        case None:
+            return _failure(task, claimed, error)
+        case Abort.CANCELLED:
+            return Cancelled(None)
+        case Abort.TIMEOUT:
+            return _failure(task, claimed, TaskTimeout("timed out"))
+        case Abort.SHUTDOWN | Abort.LOST:
+            return HandedBack(0.0)
+
+
+def _again(task: Task[..., Any], claimed: Claimed, retry: Retry) -> Outcome:
+    if retry.counts:
+        return _failure(task, claimed, retry, retry.delay)
+    if retry.delay is not None:
+        return Retrying(_bounded(retry.delay), None, counts=False)
+    return _delayed(task, claimed.failures + 1, retry, counts=False)
+
+
+def _failure(
+    task: Task[..., Any], claimed: Claimed, error: BaseException, delay: float | None = None
+) -> Outcome:
     failures = claimed.failures + 1
     if failures >= task.settings.max_attempts:
         return Failed(describe(error))
-    if isinstance(error, Retry) and error.delay is not None:
-        return Retrying(max(0.0, error.delay), describe(error), counts=True)
+    if delay is not None:
+        return Retrying(_bounded(delay), describe(error), counts=True)
+    return _delayed(task, failures, error, counts=True)
+
+
+def _delayed(task: Task[..., Any], failures: int, error: BaseException, *, counts: bool) -> Outcome:
     try:
         delay = timing.retry_delay(task.settings.retry, failures, error)
     except Exception as worse:
         return Failed(describe(worse))
     if delay is None:
         return Failed(describe(error))
-    return Retrying(delay, describe(error), counts=True)
+    return Retrying(_bounded(delay), describe(error) if counts else None, counts=counts)
+
+
+def _bounded(delay: float) -> float:
+    return min(max(0.0, delay), registry.LONGEST)
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except BaseException as worse:  # whatever: this is a task's code
+        return f"(its __str__ raises {type(worse).__name__})"
 
 
 def _traceback(error: BaseException) -> str | None:
@@ -276,9 +333,9 @@ def _traceback(error: BaseException) -> str | None:
     try:
         frames = _own_frames_off(error)
         text = "".join(traceback.format_exception(type(error), error, frames))
-    except Exception as worse:
+    except BaseException as worse:
         return f"(its traceback raises {type(worse).__name__})"
-    return _clean(text, TRACEBACK_LIMIT, keep_end=True)
+    return _clean(text, TRACEBACK_LIMIT)
 
 
 def _own_frames_off(error: BaseException) -> Any:
@@ -288,9 +345,8 @@ def _own_frames_off(error: BaseException) -> Any:
     return frames or error.__traceback__
 
 
-def _clean(text: str, limit: int, *, keep_end: bool = False) -> str:
-    """Cut, without NUL and without lone surrogates."""
-    text = text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
-    if len(text) <= limit:
-        return text
-    return f"... {text[-limit:]}" if keep_end else f"{text[:limit]} ..."
+def _clean(text: str, limit: int) -> str:
+    """Without NUL and lone surrogates, and cut in the middle: both ends of a traceback tell."""
+    if len(text) > limit:
+        text = f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

@@ -14,6 +14,11 @@ as $$
 declare
     inserted bigint;
 begin
+    if recheck then
+        select coalesce(json_agg(e), '[]') into specs from json_array_elements(specs) e
+        where not exists (select from conductor.history h where h.id = (e ->> 'id')::uuid);
+    end if;
+
     with made as (
         insert into conductor.live (
             id, run_at, created_at, timeout, rank, state, queue, task, dedupe_key, group_key,
@@ -30,7 +35,6 @@ begin
             select coalesce(s.run_at, conductor.now() + s.delay * interval '1 second',
                             conductor.now()) as run_at
         ) m
-        where not recheck or not exists (select from conductor.history h where h.id = s.id)
         on conflict do nothing
         returning queue, rank, state, run_at
     ), told as (
@@ -83,7 +87,7 @@ begin
         where l.task = spec.task and l.queue = spec.queue and l.dedupe_key = spec.dedupe_key
         for update;
         if there is null then
-            perform conductor.enqueue(
+            return query select * from conductor.enqueue(
                 (select json_agg(e) from json_array_elements(specs) e
                  where (e ->> 'id')::uuid = spec.id));
             continue;
@@ -134,7 +138,7 @@ begin
         raise exception 'task "%" is in several queues', invoke.task using
             errcode = 'ambiguous_parameter', hint = 'Name the queue.';
     end if;
-    if invoke.task !~ '^[A-Za-z0-9_.:-]{1,200}$'
+    if coalesce(invoke.task, '') !~ '^[A-Za-z0-9_.:-]{1,200}$'
        or coalesce(invoke.queue, known.queue) !~ '^[A-Za-z0-9_.:-]{1,200}$' then
         raise exception 'task "%" or queue "%" is not a name', invoke.task, invoke.queue using
             errcode = 'invalid_parameter_value',

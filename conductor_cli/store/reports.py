@@ -310,6 +310,54 @@ UNSERVED: Final = Statement(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Why an execution that has not ended stands where it does.
+
+    ``due_in``: seconds, None without a deadline; ``ahead``: how many ready ones of its queue come
+    first, counted to 10,000; ``servers``: living ones of its queue; ``registered``: whether its
+    task is served there; ``host`` and ``pid``: of the server that runs it.
+    """
+
+    state: str
+    due_in: float | None
+    ahead: int
+    servers: int
+    registered: bool
+    cancel_asked: bool
+    host: str | None
+    pid: int | None
+
+
+STANDING: Final = Statement(
+    row=Standing,
+    sql="""
+    -- Reads only; a long queue is not counted to its end.
+    select l.state::text,
+        case when isfinite(l.run_at) then
+            extract(epoch from l.run_at - conductor.now())::float8 end as due_in,
+        (select count(*) from (
+            select from conductor.live o
+            where o.queue = l.queue and o.state = 'r'
+              and (o.rank, o.run_at, o.seq) < (l.rank, l.run_at, l.seq)
+            limit 10000) before)::int as ahead,
+        (select count(*) from conductor.orchestrators o
+         where l.queue = any (o.queues)
+           and o.beat_at + o.timeout * interval '1 second' > conductor.now())::int as servers,
+        exists (select from conductor.tasks t
+                where t.queue = l.queue and t.name = l.task) as registered,
+        l.flags & 1 <> 0 as cancel_asked, s.hostname as host, s.pid
+    from conductor.live l left join conductor.orchestrators s on s.id = l.owner
+    where l.id = %(id)s
+    """,
+)
+
+
+def standing(conn: Connection, id: UUID) -> Standing | None:
+    """How an execution stands; None when it has ended."""
+    return STANDING.one(conn, id=id)
+
+
 def queues(conn: Connection) -> list[QueueReport]:
     """Every queue with its counts."""
     return QUEUES.all(conn)

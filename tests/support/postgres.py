@@ -72,9 +72,11 @@ class Server:
         self._admin = psycopg.connect(url, autocommit=True)
         self._lock = threading.Lock()
         self._template: str | None = None
+        self._over: list[str] = []
 
     def close(self) -> None:
-        """Drop the template; every other database was dropped by whoever asked for it."""
+        """Drop everything that was made."""
+        self._drop_what_is_over()
         if self._template is not None:
             self._run("alter database {} is_template false", self._template)
             self._drop(self._template)
@@ -96,12 +98,14 @@ class Server:
 
     @contextlib.contextmanager
     def _database(self, template: str) -> Iterator[str]:
+        """Dropped when the next is made: by then its sessions are gone, which Postgres awaits."""
         name = f"{self._prefix}_{next(self._numbers)}"
+        self._drop_what_is_over()
         self._create(name, template)
         try:
             yield self._url_of(name)
         finally:
-            self._drop(name)
+            self._over.append(name)
 
     def _make_template(self) -> str:
         name = f"{self._prefix}_template"
@@ -110,6 +114,10 @@ class Server:
             conn.execute(migrate.script(None).encode())
         self._run("alter database {} is_template true", name)
         return name
+
+    def _drop_what_is_over(self) -> None:
+        while self._over:
+            self._drop(self._over.pop())
 
     def _create(self, name: str, template: str) -> None:
         self._run("create database {} template {}", name, template)

@@ -1,0 +1,215 @@
+"""The life of a server process, from its start to its exit code."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Final
+
+from conductor_cli import database, errors, orchestrator, telemetry
+from conductor_cli.cli import process
+from conductor_cli.service import Deadline, backoff
+from conductor_cli.web import WebServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
+
+    from conductor_cli.config import Config
+    from conductor_cli.orchestrator import Orchestrator
+    from conductor_cli.service import Service
+
+SPARE: Final = 0.5  # seconds of shutdown_timeout kept for the last words
+PATIENCE_WITH_WEB: Final = 1.0
+SECOND_SIGNAL_AFTER: Final = orchestrator.SECOND_SIGNAL_AFTER
+
+log: Final = logging.getLogger("conductor.server")
+
+
+class Daemon:
+    """Runs an orchestrator and its web server, and knows when to stop.
+
+    Whatever happens (a signal, the end of the start, a death) leaves a note; the main thread does
+    nothing but act on the notes, one after the other. What takes time has a thread of its own.
+    """
+
+    def __init__(self, served: Orchestrator, config: Config) -> None:
+        self._served = served
+        self._config = config
+        self._notes: SimpleQueue[Callable[[], None]] = SimpleQueue()  # its put() is reentrant
+        self._code: int | None = None
+        self._why_not: str | None = "the server is starting"
+        self._is_up = False
+        self._asked_at: float | None = None
+        self._deadline = Deadline(None)
+        # Whoever takes it first decides: the main thread to leave, or the starter to go where
+        # leaving takes a proper stop.
+        self._turn = threading.Lock()
+        self._web = WebServer(
+            config.server.host, config.server.port, readiness=self._reasons,
+            token=config.server.token, dashboard=config.server.dashboard, on_death=self._web_died,
+        )  # fmt: skip
+
+    def run(self) -> int:
+        """Serve until told to stop; returns the exit code. Raises what ended it otherwise.
+
+        Unless it has stopped properly, some of its threads may still run then.
+        """
+        process.hear(lambda: self._notes.put(partial(self._asked, time.monotonic())))
+        self._web.start()
+        threading.Thread(target=self._start, name="starter", daemon=True).start()
+        while self._code is None:
+            self._next_note()()
+        self._web.stop()
+        self._web.join(Deadline(PATIENCE_WITH_WEB))
+        return self._code
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether it was up and everything of it has come to an end."""
+        return self._is_up and self._code == 0
+
+    @property
+    def time_left(self) -> float:
+        """Seconds until the process should be gone."""
+        return self._deadline.remaining or 0.0
+
+    def _next_note(self) -> Callable[[], None]:
+        try:
+            return self._notes.get(timeout=self._deadline.remaining)
+        except Empty:
+            return self._run_out_of_time
+
+    def _end(self, code: int) -> None:
+        self._code = code
+
+    def _reasons(self) -> Sequence[str]:
+        """Called in the web server's loop: answers from memory."""
+        return self._served.problems if self._why_not is None else [self._why_not]
+
+    # In the main thread, as notes
+
+    def _asked(self, moment: float) -> None:
+        """SIGTERM or SIGINT."""
+        if self._asked_at is None:
+            self._asked_at = moment
+            limit = self._config.coordinator.shutdown_timeout
+            self._deadline = Deadline(limit - min(SPARE, limit / 4))
+            process.notify("STOPPING=1")
+            self._why_not = "the server is stopping"
+            if self._is_up:
+                self._stop()
+            elif self._turn.acquire(blocking=False):
+                self._end(0)  # nothing runs yet
+        elif moment - self._asked_at >= SECOND_SIGNAL_AFTER:
+            log.warning("A second signal: what still runs is handed back")
+            self._served.hurry()
+
+    def _started(self) -> None:
+        self._is_up = True
+        self._served.stopped.add_done_callback(self._leave_word)
+        if self._asked_at is not None:
+            self._stop()
+            return
+        self._why_not = None
+        process.notify("READY=1")
+        log.info(
+            "Serving %s", self._web.url,
+            extra={
+                "queues": [spec.queue for spec in self._served.workers],
+                "tasks": len({task.name for spec in self._served.workers for task in spec.tasks}),
+            },
+        )  # fmt: skip
+
+    def _run_out_of_time(self) -> None:
+        limit = self._config.coordinator.shutdown_timeout
+        raise errors.ShutdownTimeout(
+            f"The server had not stopped when shutdown_timeout ({limit:g} s) ran out."
+        )
+
+    def _failed(self, error: BaseException) -> None:
+        """The start cannot succeed."""
+        if self._asked_at is None:
+            raise error
+        self._end(0)
+
+    def _stopped(self, stopped: Future[None]) -> None:
+        match error := stopped.exception():
+            case None:
+                self._end(0)
+            case errors.SchemaTooNew() | errors.ShutdownTimeout():
+                raise error
+            case _:
+                raise Died(f"A part of the server died: {_told(error)}") from error
+
+    def _stop(self) -> None:
+        threading.Thread(target=self._stop_quietly, name="stopper", daemon=True).start()
+
+    # In other threads
+
+    def _stop_quietly(self) -> None:
+        with suppress(errors.ShutdownTimeout):  # .stopped tells
+            self._served.stop()
+
+    def _leave_word(self, stopped: Future[None]) -> None:
+        self._notes.put(partial(self._stopped, stopped))
+
+    def _web_died(self, _service: Service, error: BaseException) -> None:
+        self._notes.put(partial(self._lose_web, error))
+
+    def _lose_web(self, error: BaseException) -> None:
+        raise Died(f"The web server died: {_told(error)}") from error
+
+    def _start(self) -> None:
+        try:
+            self._start_patiently()
+        except BaseException as error:
+            self._notes.put(partial(self._failed, error))
+
+    def _start_patiently(self) -> None:
+        """Until it succeeds, or fails for a reason that does not pass by itself."""
+        troubles = 0
+        while True:
+            try:
+                self._start_once()
+                if troubles:
+                    telemetry.emit("database.back", component="server")
+                return
+            except Exception as error:
+                if isinstance(error, errors.CredentialsRefused) or not database.is_transient(error):
+                    raise
+                troubles += 1
+                self._tell_unreachable(error)
+            time.sleep(backoff(troubles))
+
+    def _start_once(self) -> None:
+        conductor = self._served.conductor
+        conductor.database.connect("start").close()
+        self._why_not = "the schema is being brought up to date"
+        orchestrator.install(conductor)
+        if not self._turn.acquire(blocking=False):
+            return  # asked to stop in time to start nothing
+        try:
+            self._why_not = "the server is starting"
+            self._served.start(signals=False)
+        except BaseException:
+            self._turn.release()
+            raise
+        self._notes.put(self._started)
+
+    def _tell_unreachable(self, error: Exception) -> None:
+        if self._asked_at is None:
+            self._why_not = f"the database is unreachable: {error}"
+        telemetry.emit("database.lost", component="server", error=str(error))
+
+
+class Died(errors.ConductorError):
+    """A part of the server ended by itself."""
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

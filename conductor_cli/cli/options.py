@@ -1,0 +1,132 @@
+"""What may be given to commands: before or after them, and to several alike."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+@dataclass
+class Given:
+    """The options that every command takes.
+
+    ``leaves_threads``: set by a command whose threads may still run tasks when it is done.
+    """
+
+    config: str | None = None
+    database_url: str | None = None
+    debug: bool = False
+    leaves_threads: bool = False
+
+
+def _store(ctx: click.Context, parameter: click.Parameter, value: object) -> None:
+    if value:
+        setattr(ctx.ensure_object(Given), str(parameter.name), value)
+
+
+def _shared() -> list[click.Parameter]:
+    """Made anew for each command: what comes after a command beats what came before it."""
+    return [
+        click.Option(
+            ["--config"], metavar="FILE", expose_value=False, callback=_store,
+            help="The configuration. Default: $CONDUCTOR_CONFIG, else ./conductor.toml.",
+        ),
+        click.Option(
+            ["--database-url"], metavar="URL", expose_value=False, callback=_store,
+            help="The database. Anybody here can read a password given so; better set "
+            "$CONDUCTOR_DATABASE_URL.",
+        ),
+        click.Option(
+            ["--debug"], is_flag=True, expose_value=False, callback=_store,
+            help="Show the traceback of an error.",
+        ),
+    ]  # fmt: skip
+
+
+class Command(click.Command):
+    """A command that also takes what every command takes."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.params.extend(_shared())
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+    group_class = type
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.params.extend(_shared())
+
+
+json_flag: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+queue_flags: Final = click.option(
+    "--queue", "queues", multiple=True, metavar="QUEUE", help="Only this queue; may be repeated."
+)
+
+
+def server_flags(command: F) -> F:
+    """Where the server listens."""
+    host = click.option("--host", help="The address to listen at.")
+    port = click.option("--port", type=int, help="The port to listen at; 0 takes any free one.")
+    return host(port(command))
+
+
+def server_overrides(host: str | None, port: int | None) -> Mapping[str, object]:
+    """The server flags as settings."""
+    return {"server.host": host, "server.port": port}
+
+
+class Seconds(click.ParamType):
+    """A duration in seconds."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number < 1e9:
+            self.fail(f"{value!r} is not a number of seconds, such as 90 or 1.5.", param, ctx)
+        return number
+
+
+class Since(click.ParamType):
+    """A moment: RFC 3339, in UTC where it names no zone, or as long ago as ``90m`` or ``2d``."""
+
+    name = "moment"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            if ago := re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)([smhd])", value.strip()):
+                return datetime.now(UTC) - timedelta(seconds=float(ago[1]) * _UNITS[ago[2]])
+            moment = datetime.fromisoformat(value.strip())
+            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):
+            self.fail(
+                f"{value!r} is neither a moment such as 2026-01-31T12:00:00Z nor an age such as "
+                "90s, 30m, 12h or 7d.",
+                param, ctx,
+            )  # fmt: skip
+
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}

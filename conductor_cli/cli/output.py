@@ -1,0 +1,129 @@
+"""What commands print: JSON for programs, tables for people, tab-separated lines for pipes."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import TextIO
+
+
+def prepare() -> None:
+    """No locale makes printing fail: what it cannot show is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(text: str) -> None:
+    """Print to stdout; a reader who has gone away is no error."""
+    _write(sys.stdout, text)
+
+
+def tell(text: str) -> None:
+    """Print to stderr: what is not the answer itself."""
+    _write(sys.stderr, text)
+
+
+def flush() -> None:
+    """Nothing printed so far waits in a buffer."""
+    _write(sys.stdout, None)
+    _write(sys.stderr, None)
+
+
+def is_terminal() -> bool:
+    """Whether a person reads stdout."""
+    return sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()
+
+
+def json(value: object) -> None:
+    """Print a value as JSON: moments as RFC 3339 in UTC, UUIDs as text; indented for people."""
+    import msgspec
+
+    json_text(msgspec.json.encode(value).decode())
+
+
+def json_text(text: str) -> None:
+    """Print JSON text; indented for people."""
+    import msgspec
+
+    say(msgspec.json.format(text, indent=2) if is_terminal() else text)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+    """Print a table; into a pipe a header line and tab-separated rows."""
+    texts = [[cell(value) for value in row] for row in rows]
+    if is_terminal():
+        _rich_table(columns, texts, title)
+    else:
+        say("\n".join("\t".join(row) for row in [columns, *texts]))
+
+
+def cell(value: object) -> str:
+    """A value in one line, with nothing in it that a terminal would obey."""
+    from datetime import datetime
+
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.1f}".removesuffix(".0")
+        case datetime():
+            return moment(value)
+        case list() | tuple():
+            return ", ".join(map(cell, value))
+    return plain(str(value))
+
+
+def plain(text: str) -> str:
+    """Text in one line, its control characters escaped."""
+    return text if text.isprintable() else "".join(map(_plain, text))
+
+
+def moment(value: object) -> str:
+    """A moment to the second, in UTC."""
+    from datetime import UTC, datetime
+
+    assert isinstance(value, datetime)
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def cut(text: str, limit: int) -> str:
+    """The beginning of a text."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _plain(character: str) -> str:
+    return character if character.isprintable() else repr(character)[1:-1]
+
+
+def _rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for number, column in enumerate(columns):
+        shown.add_column(column, overflow="fold", no_wrap=number == 0)
+    for row in rows:
+        shown.add_row(*map(Text, row))
+    Console().print(shown)
+
+
+def _write(stream: TextIO | None, text: str | None) -> None:
+    if stream is None:  # it was closed when we were started
+        return
+    try:
+        if text is not None:
+            stream.write(text + "\n")
+        stream.flush()
+    except BrokenPipeError:
+        # What is still in the buffer would fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
