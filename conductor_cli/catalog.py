@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import pkgutil
 import sys
 import traceback
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from conductor_cli import timing
 from conductor_cli.config import WorkerConfig
-from conductor_cli.errors import TaskDefinitionError, UnknownTask
+from conductor_cli.errors import ConfigError, TaskDefinitionError, UnknownTask
 from conductor_cli.models import ScheduleSpec, TaskSpec
 from conductor_cli.registry import (
     Seconds,
@@ -26,6 +27,9 @@ from conductor_cli.registry import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+
+_HERE: Final = os.path.dirname(__file__) + os.sep
 
 
 class TaskSet:
@@ -84,7 +88,8 @@ def load_modules(patterns: Sequence[str], folder: str | None = None) -> TaskSet:
         module = _import(root)
         if pattern.endswith(".*"):
             for info in pkgutil.walk_packages(getattr(module, "__path__", []), f"{root}."):
-                _import(info.name)
+                if not info.name.endswith(".__main__"):  # which is a program
+                    _import(info.name)
     found = [t for t in defined_tasks if any(_is_below(t.module, root) for root in roots)]
     return TaskSet(sorted(found, key=lambda t: (t.module, t.place)))
 
@@ -160,30 +165,43 @@ class WorkerSpec:
         cls, queue: str, tasks: Iterable[Task[..., Any]], settings: Mapping[str, Any]
     ) -> WorkerSpec:
         """Raises TaskDefinitionError, ConfigError."""
-        check_name("queue", queue)
+        try:
+            check_name("queue", queue)
+        except ValueError as problem:
+            raise ConfigError(f"create_worker: {problem}") from None
         return cls(queue, TaskSet(tasks), replace(WorkerConfig(), **settings))
 
 
 def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except Exception as error:
-        if isinstance(error, TaskDefinitionError):
-            raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also sys.exit() at the end of a script
         raise TaskDefinitionError(_import_problem(name, error)) from error
 
 
-def _import_problem(name: str, error: Exception) -> str:
-    last = traceback.format_exception_only(error)[-1].strip()
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
-    ours = [f for f in frames if f.filename != __file__]
+def _import_problem(name: str, error: BaseException) -> str:
+    ours = [f for f in traceback.extract_tb(error.__traceback__) if not _is_machinery(f.filename)]
     where = f" at {ours[-1].filename}:{ours[-1].lineno}" if ours else ""
     if isinstance(error, SyntaxError):
         where = f" at {error.filename}:{error.lineno}"
     hint = ""
     if isinstance(error, ModuleNotFoundError) and error.name and _is_below(name, error.name):
         hint = " Modules are looked for beside the configuration file and on PYTHONPATH."
+    last = _last_line(error).rstrip(".")
     return f"The module {name!r} ([tasks] modules) does not import: {last}{where}.{hint}"
+
+
+def _is_machinery(file: str) -> bool:
+    return file.startswith(("<frozen", _HERE, importlib.__path__[0]))
+
+
+def _last_line(error: BaseException) -> str:
+    if isinstance(error, TaskDefinitionError):
+        return str(error)
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return " ".join(f"{type(error).__name__}: {text}".split())
 
 
 def _is_below(module: str, root: str) -> bool:
@@ -202,7 +220,7 @@ def _shown_retry(policy: timing.RetryPolicy | None) -> Any:
         case None:
             return None
         case timing.Backoff():
-            return asdict(policy)
+            return {k: as_seconds(v) for k, v in asdict(policy).items()}
         case _ if callable(policy):
             return getattr(policy, "__qualname__", repr(policy))
         case _:

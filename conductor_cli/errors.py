@@ -5,7 +5,7 @@
     Exception
     ├── ConductorError
     │   ├── ConfigError            the configuration is wrong (.problems: all of them)
-    │   ├── TaskDefinitionError    a @task or one of its options is wrong, or a module does not import
+    │   ├── TaskDefinitionError    a @task or one of its options is wrong; a module fails to import
     │   ├── UnknownTask            no task of that name (.name, .nearest)
     │   ├── PayloadError           a payload or a result does not fit, or cannot be stored
     │   ├── DatabaseUnavailable    Postgres does not answer

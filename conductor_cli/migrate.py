@@ -186,14 +186,16 @@ def upgrade(database: Database, *, breaking: bool = True) -> list[Migration]:
 def script(conn: Connection | None) -> str:
     """The SQL of what is pending (of all, without a connection), to be run by hand."""
     todo = available() if conn is None else pending(conn)
-    parts = [LEDGER] if todo else []
-    for m in todo:
-        parts.append(
-            f"-- {m.name}\nbegin;\n{m.sql.strip()}\n\ninsert into conductor.migrations "
-            f"(version, name, checksum, breaking)\n    values ({m.version}, '{m.name}', "
-            f"'{m.checksum}', {str(m.breaking).lower()});\ncommit;\n"
-        )
+    parts = [LEDGER, *map(_by_hand, todo)] if todo else []
     return "\n".join([*parts, GRANTS])
+
+
+def _by_hand(m: Migration) -> str:
+    return (
+        f"-- {m.name}\nbegin;\n{m.sql.strip()}\n\ninsert into conductor.migrations "
+        f"(version, name, checksum, breaking)\n    values ({m.version}, '{m.name}', "
+        f"'{m.checksum}', {str(m.breaking).lower()});\ncommit;\n"
+    )
 
 
 def _apply_all(conn: Connection, *, breaking: bool) -> list[Migration]:

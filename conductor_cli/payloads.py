@@ -190,8 +190,10 @@ class Binder:
             _decoder(self._any_keys)  # which raises when there can be none
         if self.whole:
             return _decoder(hints.get("payload", Any))
-        named = [_field(given[n], hints.get(n, Any)) for n in self.parameters]
-        return _decoder(msgspec.defstruct("Payload", named, kw_only=True))
+        # The struct has names of its own: not every parameter's can be an attribute's.
+        names = {f"p{i}": n for i, n in enumerate(self.parameters)}
+        kinds = [_field(name, given[n], hints.get(n, Any)) for name, n in names.items()]
+        return _decoder(msgspec.defstruct("Payload", kinds, rename=names, kw_only=True))
 
     def _other_keys(self, payload: str) -> dict[str, Any]:
         others = {k: v for k, v in decode(payload).items() if k not in self._names}
@@ -318,10 +320,10 @@ def _place_of_context(signature: inspect.Signature, name: str | None) -> int | N
     return place if kind is _BY_PLACE or (kind is _BY_EITHER and place == 0) else None
 
 
-def _field(parameter: inspect.Parameter, hint: Any) -> Any:
+def _field(name: str, parameter: inspect.Parameter, hint: Any) -> Any:
     if parameter.default is parameter.empty:
-        return (parameter.name, hint)
-    return (parameter.name, hint | msgspec.UnsetType if hint is not Any else Any, msgspec.UNSET)
+        return (name, hint)
+    return (name, Any if hint is Any else hint | msgspec.UnsetType, msgspec.UNSET)
 
 
 def _converted(key: str, value: Any, kind: Any) -> Any:

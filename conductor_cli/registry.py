@@ -134,7 +134,6 @@ class Task(Generic[P, R_co]):
         self.__doc__ = inner.__doc__
         self.__name__ = getattr(inner, "__name__", self.name)
         self.__wrapped__ = function
-        self._refuse_the_wrong_context()
         options.validate(self)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
@@ -175,14 +174,19 @@ class Task(Generic[P, R_co]):
         except TypeError as error:
             raise TypeError(f"{self.name}.bind() {error}") from None
 
-    def _refuse_the_wrong_context(self) -> None:
+    def _check_parameters(self) -> None:
         right, kind = (
             (AsyncContext, "an async def") if self.is_async else (Context, "a plain function")
         )
         if self.binder.context_type not in (None, right):
-            raise TaskDefinitionError(
-                f"Task {self.name!r}, {self.place}: {self.binder.context!r} is annotated "
-                f"{self.binder.context_type.__name__}, but {kind} takes {right.__name__}"
+            raise TypeError(
+                f"{self.binder.context!r} is annotated {self.binder.context_type.__name__}, "
+                f"but {kind} takes {right.__name__}"
+            )
+        if self.binder.parameters[:1] in (["self"], ["cls"]):
+            raise TypeError(
+                f"{self.binder.parameters[0]!r} cannot come from a payload; make it a function, "
+                "or a static method"
             )
 
 
@@ -237,6 +241,7 @@ class TaskOptions:
         """Raise TaskDefinitionError for the first option that is wrong, naming the task's place."""
         try:
             check_name("task", task.name)
+            task._check_parameters()
             check_name("queue", self.queue)
             _check_count("max_attempts", self.max_attempts, 1)
             _check_count("max_crashes", self.max_crashes, 0)
@@ -365,14 +370,9 @@ def _refuse_what_is_no_task(function: Any, inner: Any) -> None:
         raise TaskDefinitionError(
             f'@task is for functions, not for {function!r}; options go by keyword: @task(name="x")'
         )
-    place = payloads.describe(function)
     if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+        place = payloads.describe(function)
         raise TaskDefinitionError(f"{place}: a task returns its result and cannot yield")
-    first = next(iter(inspect.signature(function).parameters), None)
-    if first in ("self", "cls"):
-        raise TaskDefinitionError(
-            f"{place}: {first!r} cannot come from a payload; make it a function, or a static method"
-        )
 
 
 def _unknown_option(function: Callable[..., Any], options: Mapping[str, Any]) -> str:

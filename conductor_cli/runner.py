@@ -213,7 +213,7 @@ def interruptible(attempt: Attempt, call: Callable[[], Any]) -> Any:
         # One that was sent and has not arrived must not arrive later. It may arrive here: at the
         # first call, so that there may be none outside of the try.
         while attempt.thread_id is not None:
-            try:  # noqa: SIM105
+            try:
                 with interrupting:
                     attempt.thread_id = None
                     _set_async_exc(threading.get_ident(), None)

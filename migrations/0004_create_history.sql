@@ -94,6 +94,7 @@ select conductor.rotate_history();
 
 -- Moves executions that have not been finished by the runner of their last claim out of the
 -- hot table: cancelled while pending, or crashed too often. The caller holds their row locks.
+-- A running one loses its token, so that a late end by its runner is not taken for this one.
 create function conductor.archive(
     ids uuid[], ending "char", reason json, crashed integer default 0)
     returns integer
@@ -114,9 +115,10 @@ as $$
             id, parent_id, seq, token, run_at, created_at, started_at, finished_at, expires_at,
             timeout, attempt, failures, crashes, rank, state, queue, task, dedupe_key, group_key,
             payload, metadata, event, error)
-        select id, parent_id, seq, token, run_at, created_at, started_at, conductor.now(),
-            expires_at, timeout, attempt, failures, crashes + crashed, rank, ending, queue, task,
-            dedupe_key, group_key, payload, metadata, event, coalesce(reason, error)
+        select id, parent_id, seq, case when state <> 'x' then token end, run_at, created_at,
+            started_at, conductor.now(), expires_at, timeout, attempt, failures,
+            crashes + crashed, rank, ending, queue, task, dedupe_key, group_key, payload,
+            metadata, event, coalesce(reason, error)
         from kept where not dropped
     )
     select count(*)::integer from kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -12,9 +13,8 @@ import click
 from conductor_cli.cli import options, output
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from conductor_cli.config import Config
     from conductor_cli.models import DrainReport
     from conductor_cli.orchestrator import Orchestrator
 
@@ -22,15 +22,16 @@ CUT_SHORT: Final = 4
 ASK_AGAIN: Final = 0.02
 
 
-@click.command(cls=options.Command)
+@click.command(cls=options.Command, short_help="Work until nothing is left to run now.")
 @options.queue_flags
-@click.option("--timeout", type=options.Seconds(), help="Stop after so many seconds; exit code 4.")
+@click.option("--timeout", type=options.seconds, help="Stop after so many seconds; exit code 4.")
 @click.option("--wait-until-empty", is_flag=True, help="Wait for what is due later, too.")
 @click.option("--retry-now", is_flag=True, help="Retry what fails at once, without its backoff.")
 @options.json_flag
 @click.pass_obj
 def drain(
     given: options.Given,
+    *,
     queues: Sequence[str],
     timeout: float | None,
     wait_until_empty: bool,
@@ -53,7 +54,10 @@ def drain(
         orchestrator = Orchestrator.from_config(found, queues=queues)
         session.reach(orchestrator.conductor.database)
         given.leaves_threads = True
-        report = _drain(orchestrator, config, timeout, wait_until_empty, retry_now)
+        with _ended_by_signals(orchestrator, config.coordinator.shutdown_timeout):
+            report = orchestrator.drain(
+                timeout, wait_until_empty=wait_until_empty, retry_now=retry_now
+            )
         given.leaves_threads = report.timed_out
         orchestrator.close()
     _show(report, as_json=as_json)
@@ -67,21 +71,16 @@ def exit_code(report: DrainReport) -> int:
     return 1 if report.failed or report.left_retrying else 0
 
 
-def _drain(
-    orchestrator: Orchestrator,
-    config: Config,
-    timeout: float | None,
-    wait_until_empty: bool,
-    retry_now: bool,
-) -> DrainReport:
+@contextmanager
+def _ended_by_signals(orchestrator: Orchestrator, shutdown_timeout: float) -> Iterator[None]:
     from conductor_cli.orchestrator import Signals
 
     def end_early() -> None:
-        _end_at_the_latest(config.coordinator.shutdown_timeout)
+        _end_at_the_latest(shutdown_timeout)
         _end_early(orchestrator)
 
     with Signals(end_early, orchestrator.hurry):
-        return orchestrator.drain(timeout, wait_until_empty=wait_until_empty, retry_now=retry_now)
+        yield
 
 
 def _end_early(orchestrator: Orchestrator) -> None:

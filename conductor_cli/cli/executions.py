@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -9,10 +10,9 @@ import click
 from conductor_cli.cli import options, output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from datetime import datetime
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from uuid import UUID
 
-    from conductor_cli.cli.selection import Filters
     from conductor_cli.client import Conductor
     from conductor_cli.models import Execution
 
@@ -24,6 +24,7 @@ NOT_ENDED: Final = ("pending", "running", "waiting")
 LISTED: Final = 100
 ACTED_UPON: Final = 10_000
 PREVIEWED: Final = 20
+NOTHING_CHANGED: Final = 1
 COLUMNS: Final = ("id", "task", "queue", "state", "attempt", "created_at", "run_at", "error")
 
 
@@ -40,7 +41,7 @@ def filters(command: F) -> F:
     """The filters that all of these commands share."""
     for option in (
         click.option("--limit", type=click.IntRange(1), help="At most so many, the newest."),
-        click.option("--since", type=options.Since(), help="Created since a moment, or 90m, 2d."),
+        click.option("--since", type=options.moment, help="Created since a moment, or 90m, 2d."),
         click.option("--error", metavar="TEXT", help="Whose error contains this text."),
         click.option("--group", help="Of this group."),
         click.option("--queue", help="Of this queue."),
@@ -60,7 +61,7 @@ def executions() -> None:
 @filters
 @options.json_flag
 @click.pass_obj
-def list_(given: options.Given, as_json: bool, limit: int | None, **wanted: Any) -> None:
+def list_(given: options.Given, /, *, as_json: bool, limit: int | None, **wanted: Any) -> None:
     """List executions, newest first (100 without --limit)."""
     from conductor_cli.cli import selection, session
 
@@ -96,16 +97,21 @@ def show(given: options.Given, id: str, as_json: bool) -> None:
 @options.json_flag
 @click.pass_obj
 def retry(
-    given: options.Given, ids: Sequence[str], yes: bool, as_json: bool, **wanted: Any
+    given: options.Given,
+    /,
+    *,
+    ids: Sequence[str],
+    yes: bool,
+    as_json: bool,
+    **wanted: Any,
 ) -> int:
     """Run failed or cancelled executions again, each with its id.
 
-    Name them, or choose by filters (failed ones, where --state says nothing else): these show
-    what they would retry, and need --yes.
+    Name them, or choose them by filters (the failed ones, unless --state says otherwise): then
+    they are only shown, unless --yes is given.
     """
-    _refuse_states(wanted, ENDED_BADLY, "retried")
-    wanted["states"] = [wanted.pop("state") or "failed"]
-    return _act(given, ids, wanted, yes, as_json, "retried", lambda conductor: conductor.retry)
+    act = Act("retried", lambda conductor, each: conductor.retry(each), ENDED_BADLY, ("failed",))
+    return _act(act, given, ids, wanted, yes=yes, as_json=as_json)
 
 
 @executions.command()
@@ -117,6 +123,8 @@ def retry(
 @click.pass_obj
 def cancel(
     given: options.Given,
+    /,
+    *,
     ids: Sequence[str],
     reason: str | None,
     yes: bool,
@@ -125,5 +133,110 @@ def cancel(
 ) -> int:
     """Cancel executions that have not ended. A running one is asked to stop.
 
-    Name them, or choose by filters: these show what they would cancel, and need --yes.
+    Name them, or choose them by filters: then they are only shown, unless --yes is given.
     """
+
+    def do(conductor: Conductor, each: UUID) -> bool:
+        return conductor.cancel(each, reason)
+
+    act = Act("cancelled", do, NOT_ENDED, NOT_ENDED)
+    return _act(act, given, ids, wanted, yes=yes, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """What is done to executions: in which states it can be, and in which unless told."""
+
+    done: str
+    do: Callable[[Conductor, UUID], bool]
+    states: Sequence[str]
+    default: Sequence[str]
+
+
+def _act(
+    act: Act,
+    given: options.Given,
+    ids: Sequence[str],
+    wanted: Mapping[str, Any],
+    *,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    """Exit code 1 when nothing has changed."""
+    from conductor_cli.cli import selection, session
+
+    _check(act, ids, wanted)
+    with session.client(given) as conductor:
+        meant = selection.named(conductor, ids) if ids else _chosen(conductor, act, wanted)
+        if not ids and not yes:
+            return _preview(act, meant, as_json=as_json)
+        changed = {each.id for each in meant if act.do(conductor, each.id)}
+        now = [conductor.get(each.id) or each for each in meant]
+    if as_json:
+        output.json(now)
+    else:
+        _tell(act, now, changed, each=bool(ids))
+    return 0 if changed else NOTHING_CHANGED
+
+
+def _check(act: Act, ids: Sequence[str], wanted: Mapping[str, Any]) -> None:
+    given = [name for name, value in wanted.items() if value is not None]
+    if ids and given:
+        raise options.Refused(f"Give ids or filters, not both: --{given[0]} is a filter.")
+    if not ids and not given:
+        raise options.Refused(f"Name the executions to be {act.done}, or choose them by filters.")
+    if wanted["state"] is not None and wanted["state"] not in act.states:
+        raise options.Refused(f"One that is {wanted['state']} cannot be {act.done}.")
+
+
+def _chosen(conductor: Conductor, act: Act, wanted: Mapping[str, Any]) -> list[Execution]:
+    from conductor_cli.cli import selection
+
+    states = [wanted["state"]] if wanted["state"] else act.default
+    limit = wanted["limit"] or ACTED_UPON
+    found = [
+        each
+        for state in states
+        for each in selection.matching(conductor, **{**wanted, "state": state, "limit": limit})
+    ]
+    return sorted(found, key=lambda each: each.created_at, reverse=True)[:limit]
+
+
+def _preview(act: Act, meant: Sequence[Execution], *, as_json: bool) -> int:
+    if as_json:
+        output.json(meant)
+    else:
+        _show(meant[:PREVIEWED], as_json=False)
+    if meant:
+        output.tell(f"{len(meant)} would be {act.done}. Nothing has changed: add --yes to do it.")
+    return NOTHING_CHANGED
+
+
+def _tell(act: Act, now: Sequence[Execution], changed: Collection[UUID], *, each: bool) -> None:
+    if not each:
+        output.say(f"{len(changed)} of {len(now)} {act.done}.")
+        return
+    for one in now:
+        if one.id not in changed:
+            output.say(f"{one.id} not {act.done}: it is {one.state}.")
+        elif one.state == "running":
+            output.say(f"{one.id} asked to stop.")
+        else:
+            output.say(f"{one.id} {act.done}.")
+
+
+def _show(found: Sequence[Execution], *, as_json: bool) -> None:
+    if as_json:
+        output.json(found)
+    elif found or not output.is_terminal():
+        output.table(COLUMNS, [_row(each) for each in found])
+    else:
+        output.tell("There are none.")
+
+
+def _row(each: Execution) -> tuple[object, ...]:
+    error = f"{each.error.type}: {each.error.message}" if each.error else ""
+    return (
+        each.id, each.task, each.queue, each.state, each.attempt, each.created_at, each.run_at,
+        output.cut(error, 100),
+    )  # fmt: skip

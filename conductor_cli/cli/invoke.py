@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from conductor_cli.catalog import TaskSet
     from conductor_cli.client import Conductor
+    from conductor_cli.config import Config
     from conductor_cli.registry import Task
 
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("task")
 @payload.argument
 @click.option("--queue", help="Another queue than the task's own.")
-@click.option("--delay", type=options.Seconds(), help="Not before so many seconds have passed.")
+@click.option("--delay", type=options.seconds, help="Not before so many seconds have passed.")
 @click.option("--priority", type=int, help="Higher goes first; default: the task's own.")
 @click.option("--dedupe-key", help="Create none if one with this key has not ended.")
 @click.option("--wait", is_flag=True, help="Wait until it has ended, and print its result.")
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @click.pass_obj
 def invoke(
     given: options.Given,
+    *,
     task: str,
     text: str | None,
     queue: str | None,
@@ -46,23 +48,22 @@ def invoke(
     """
     from conductor_cli.cli import session
 
-    asked = {"queue": queue, "delay": delay, "priority": priority, "dedupe_key": dedupe_key}
+    chosen = {"queue": queue, "delay": delay, "priority": priority, "dedupe_key": dedupe_key}
+    asked = {name: value for name, value in chosen.items() if value is not None}
     value = payload.read(text)
     config = session.settings(given)
     tasks = _tasks_if_importable(config)
     with session.client(given) as conductor:
-        id = _create(
-            conductor, tasks, task, value, {k: v for k, v in asked.items() if v is not None}
-        )
+        created = _create(conductor, tasks, task, value, asked)
         if wait:
-            _wait(conductor, id, as_json=as_json)
+            _wait(conductor, created, as_json=as_json)
         elif as_json:
-            output.json({"id": id})
+            output.json({"id": created})
         else:
-            output.say(str(id))
+            output.say(str(created))
 
 
-def _tasks_if_importable(config: Any) -> TaskSet:
+def _tasks_if_importable(config: Config) -> TaskSet:
     """To check the payload here already; a machine without the application may invoke, too."""
     from conductor_cli.catalog import TaskSet
     from conductor_cli.cli import session
@@ -89,10 +90,10 @@ def _create(
             name, near, "`conductor tasks` lists those of your modules; --queue skips this check."
         ) from None
     except ValueError as error:
-        raise click.UsageError(f"{error}.") from None
+        raise options.Refused(f"{error}.") from None
     except errors.ConductorError as error:
         if type(error) is errors.ConductorError:  # only its triggers may run it
-            raise click.UsageError(str(error)) from None
+            raise options.Refused(str(error)) from None
         raise
 
 

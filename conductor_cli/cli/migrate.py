@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from conductor_cli.migrate import Migration
 
 
-@click.command(cls=options.Command)
+@click.command(cls=options.Command, short_help="Bring the schema to its latest version.")
 @click.option("--status", "only_status", is_flag=True, help="List all; exit code 1 if one is due.")
 @click.option("--sql", "only_sql", is_flag=True, help="Print the SQL of what is due, and grants.")
 @options.json_flag
@@ -27,7 +27,7 @@ def migrate(given: options.Given, only_status: bool, only_sql: bool, as_json: bo
     from conductor_cli.cli import session
 
     if only_sql and (only_status or as_json):
-        raise click.UsageError("--sql goes with neither --status nor --json.")
+        raise options.Refused("--sql goes with neither --status nor --json.")
     config = session.settings(given, database=not only_sql)
     if only_sql:
         return _print_sql(config)
@@ -123,9 +123,12 @@ def _print_sql(config: Config) -> int:
         output.say(schema.script(None))
         return 0
     try:
-        with session.located(config) as found, Conductor.from_config(found) as conductor:
-            with conductor.database.connect("migrate") as conn:
-                output.say(schema.script(conn))
+        with (
+            session.located(config) as found,
+            Conductor.from_config(found) as conductor,
+            conductor.database.connect("migrate") as conn,
+        ):
+            output.say(schema.script(conn))
     except DatabaseUnavailable as error:
         output.tell(f"This is the SQL of all migrations: {output.plain(str(error))}")
         output.say(schema.script(None))

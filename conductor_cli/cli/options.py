@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
+LONGEST: Final = 1e9  # seconds: thirty years
+
 
 @dataclass
 class Given:
@@ -52,6 +54,12 @@ def _shared() -> list[click.Parameter]:
     ]  # fmt: skip
 
 
+class Refused(click.ClickException):
+    """A command was understood, and is not to be done: a value or a combination is wrong."""
+
+    exit_code = 2
+
+
 class Command(click.Command):
     """A command that also takes what every command takes."""
 
@@ -69,6 +77,10 @@ class Group(click.Group):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.params.extend(_shared())
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """In the order in which one meets them."""
+        return list(self.commands)
 
 
 json_flag: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -89,44 +101,29 @@ def server_overrides(host: str | None, port: int | None) -> Mapping[str, object]
     return {"server.host": host, "server.port": port}
 
 
-class Seconds(click.ParamType):
+def seconds(text: str) -> float:
     """A duration in seconds."""
-
-    name = "seconds"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        try:
-            number = float(value)
-        except ValueError:
-            number = -1.0
-        if not 0 <= number < 1e9:
-            self.fail(f"{value!r} is not a number of seconds, such as 90 or 1.5.", param, ctx)
-        return number
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < LONGEST:
+        raise click.BadParameter(f"{text!r} is not a number of seconds, such as 90 or 1.5.")
+    return number
 
 
-class Since(click.ParamType):
+def moment(text: str) -> datetime:
     """A moment: RFC 3339, in UTC where it names no zone, or as long ago as ``90m`` or ``2d``."""
-
-    name = "moment"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        try:
-            if ago := re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)([smhd])", value.strip()):
-                return datetime.now(UTC) - timedelta(seconds=float(ago[1]) * _UNITS[ago[2]])
-            moment = datetime.fromisoformat(value.strip())
-            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        except (ValueError, OverflowError):
-            self.fail(
-                f"{value!r} is neither a moment such as 2026-01-31T12:00:00Z nor an age such as "
-                "90s, 30m, 12h or 7d.",
-                param, ctx,
-            )  # fmt: skip
+    try:
+        if ago := re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)([smhd])", text.strip()):
+            return datetime.now(UTC) - timedelta(seconds=float(ago[1]) * _UNITS[ago[2]])
+        given = datetime.fromisoformat(text.strip())
+        return given if given.tzinfo else given.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f"{text!r} is neither a moment such as 2026-01-31T12:00:00Z nor an age such as 90s, "
+            "30m, 12h or 7d."
+        ) from None
 
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}

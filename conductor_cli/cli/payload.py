@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -19,6 +17,8 @@ def read(text: str | None) -> Any:
 
     Raises PayloadError, which says where it is not JSON.
     """
+    import json
+
     if text is None:
         return None
     try:
@@ -35,6 +35,8 @@ def read(text: str | None) -> Any:
 
 
 def _text(given: str) -> str:
+    from pathlib import Path
+
     try:
         if given == "-":
             return sys.stdin.read()

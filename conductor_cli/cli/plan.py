@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from conductor_cli.catalog import schedule_specs
 from conductor_cli.cli import output, session
 from conductor_cli.config import Config, check_exposure
 from conductor_cli.coordinator import first_tick
-from conductor_cli.catalog import schedule_specs
 from conductor_cli.orchestrator import Orchestrator
 
 if TYPE_CHECKING:

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 FAILED: Final = 1
 
 
-@click.command(cls=options.Command)
+@click.command(cls=options.Command, short_help="Run a task here and now, without a queue.")
 @click.argument("task")
 @payload.argument
+@options.json_flag
 @click.pass_obj
-def run(given: Given, task: str, text: str | None) -> int:
+def run(given: Given, task: str, text: str | None, as_json: bool) -> int:
     """Run TASK here and now, once, and print its result as JSON.
 
     JSON is its payload, as for `conductor invoke`. Nothing is queued, recorded or retried, and no
@@ -42,7 +43,7 @@ def run(given: Given, task: str, text: str | None) -> int:
     telemetry.configure(config.log.level, config.log.format)
     outcome = _run(given, config, session.tasks(config).named(task), value)
     telemetry.flush(1.0)
-    return _show(outcome)
+    return _show(outcome, as_json=as_json)
 
 
 def _run(given: Given, config: Config, task: Task[..., Any], value: Any) -> Outcome:
@@ -91,6 +92,8 @@ def _client(given: Given, stack: ExitStack) -> Conductor:
             """What a client consists of comes when it is first asked for."""
 
         def __getattr__(self, name: str) -> Any:
+            if "database" in vars(self):
+                raise AttributeError(f"a Conductor has no {name!r}")
             vars(self).update(vars(stack.enter_context(session.client(given))))
             return object.__getattribute__(self, name)
 
@@ -122,12 +125,12 @@ def _interrupt(attempt: Attempt) -> None:
         runner.interrupt(attempt)
 
 
-def _show(outcome: Outcome) -> int:
+def _show(outcome: Outcome, *, as_json: bool) -> int:
     from conductor_cli import models
 
     match outcome:
         case models.Completed(result=result):
-            output.json_text(result)
+            (output.say if as_json else output.json_text)(result)
             return 0
         case models.Cancelled(reason=reason):
             output.tell(f"Error: The task cancelled itself{_because(reason)}.")

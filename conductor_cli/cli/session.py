@@ -88,6 +88,8 @@ def reach(database_: Database) -> None:
 
 def where(settings: Config) -> str:
     """The database, for people: never its password."""
-    if settings.database.url == EMBEDDED:
-        return f"embedded, for development and tests; its folder is {settings.folder}/.conductor"
-    return database.describe(settings.database.url)
+    if settings.database.url != EMBEDDED:
+        return database.describe(settings.database.url)
+    from conductor_cli.embedded import place
+
+    return f"embedded, for development and tests; data in {place.of(settings.folder).data}"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from conductor_cli.config import Config
 
 
-@click.command("start-server", cls=options.Command)
+@click.command("start-server", cls=options.Command, short_help="Run the server.")
 @click.option("--without-jobs", is_flag=True, help="Serve HTTP only: claim no work, never lead.")
 @options.server_flags
 @options.queue_flags
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.pass_obj
 def start_server(
     given: options.Given,
+    *,
     without_jobs: bool,
     host: str | None,
     port: int | None,
@@ -44,7 +45,7 @@ def start_server(
     from conductor_cli.cli import plan, process, session
 
     if as_json and not dry_run:
-        raise click.UsageError("--json goes with --dry-run.")
+        raise options.Refused("--json goes with --dry-run.")
     if not dry_run:
         process.begin(lambda: os._exit(0))  # nothing has been started yet
     flags = {**options.server_overrides(host, port), "worker.concurrency": concurrency}

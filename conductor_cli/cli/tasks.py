@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 COLUMNS: Final = ("name", "queue", "triggers", "limits")
 
 
-@click.command(cls=options.Command)
+@click.command(cls=options.Command, short_help="List the tasks of your modules.")
 @options.json_flag
 @click.pass_obj
 def tasks(given: options.Given, as_json: bool) -> None:

@@ -141,8 +141,9 @@ EXCHANGE: Final = Statement(
     select case when s.ended < cardinality(%(ids)s::uuid[]) then
             array(select id from outcome where id not in (select id from gone)) end as missing,
         case when s.cancelled > 0 then
-            array(select id from gone where flags & 1 <> 0) end as cancelled, c.id, c.task, c.payload::text, c.attempt, c.failures, c.crashes,
-        c.timeout, c.metadata::text, c.event::text, c.rank, c.run_at, c.seq
+            array(select id from gone where flags & 1 <> 0) end as cancelled,
+        c.id, c.task, c.payload::text, c.attempt, c.failures, c.crashes, c.timeout,
+        c.metadata::text, c.event::text, c.rank, c.run_at, c.seq
     from summary s left join claimed c on true
     order by c.rank, c.run_at, c.seq
     """,
@@ -195,7 +196,7 @@ def exchange(conn: Connection, ended: Sequence[Ended], claim: Claim) -> Exchange
         states=[_state(e.outcome) for e in ended],
         results=[e.outcome.result if type(e.outcome) is Completed else None for e in ended],
         errors=[_error(e.outcome) for e in ended],
-        keeps=[e.keep for e in ended],
+        keeps=[None if e.keep is None else float(e.keep) for e in ended],
         owner=claim.owner,
         token=claim.token,
         queue=claim.queue,
@@ -270,7 +271,7 @@ def requeue(conn: Connection, given: Sequence[Requeued]) -> set[UUID]:
             conn,
             ids=[g.id for g in given],
             tokens=[g.token for g in given],
-            delays=[g.outcome.delay for g in given],
+            delays=[float(g.outcome.delay) for g in given],
             failures=[int(r is not None and r.counts) for r in retries],
             attempts=[0 if r is not None else -1 for r in retries],
             errors=[encode_error(r.error) if r is not None else None for r in retries],

@@ -274,7 +274,7 @@ RESCUE: Final = Statement(
         for update of l skip locked
     ), counted as (
         update conductor.live l set
-            crashes = l.crashes + 1, owner = null,
+            crashes = l.crashes + 1, owner = null, token = null,
             state = 'r', run_at = conductor.now()
         from held h where l.id = h.id and h.flags & 1 = 0 and not h.too_often
         returning l.queue, l.rank
@@ -291,7 +291,7 @@ RESCUE: Final = Statement(
         from counted c group by c.queue
     )
     select q.queue, coalesce(told.returned, 0) as returned,
-        (count(*) filter (where q.too_often))::int as crashed,
+        (count(*) filter (where q.too_often and q.flags & 1 = 0))::int as crashed,
         (select count(*) from dead)::int + 0 * (select crashed + cancelled from ended) as owners
     from held q left join told on told.queue = q.queue
     group by q.queue, told.returned
@@ -340,7 +340,7 @@ SAVE_SCHEDULES: Final = Statement(
         select (select count(*) from removed) + (select count(*) from saved) as n
     )
     select n::int from changes
-    left join lateral pg_notify('conductor', 'schedules') on n > 0
+    cross join lateral (select count(pg_notify('conductor', 'schedules')) where n > 0) told
     """,
 )
 

@@ -1,9 +1,9 @@
 """Index the source files of the running Python's standard library: one execution per file.
 
-    python stdlib_index.py enqueue     # a batch of invocations, all or none
-    conductor drain                    # or: conductor start-server, as many as you like
-    python stdlib_index.py totals      # what the executions found
-    python stdlib_index.py plain       # the same by a plain loop, to compare
+python stdlib_index.py enqueue     # a batch of invocations, all or none
+conductor drain                    # or: conductor start-server, as many as you like
+python stdlib_index.py totals      # what the executions found
+python stdlib_index.py plain       # the same by a plain loop, to compare
 """
 
 import ast

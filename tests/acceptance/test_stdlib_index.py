@@ -46,6 +46,7 @@ class Project:
             cwd=self.folder,
             env=self.environment,
             capture_output=True,
+            check=False,
             text=True,
             timeout=200,
         )

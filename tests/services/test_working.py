@@ -22,7 +22,6 @@ from conductor_cli import (
     Retry,
     ShutdownTimeout,
     State,
-    Task,
     WorkerConfig,
     task,
 )

@@ -120,7 +120,7 @@ class Server:
             self._drop(self._over.pop())
 
     def _create(self, name: str, template: str) -> None:
-        self._run("create database {} template {}", name, template)
+        self._run("create database {} template {} strategy file_copy", name, template)
 
     def _drop(self, name: str) -> None:
         self._run("drop database if exists {} with (force)", name)

@@ -20,12 +20,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from conductor_cli import telemetry
+from conductor_cli.telemetry import summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import TextIO
 
-PACKAGE = Path(telemetry.__file__).parent
+PACKAGE = Path(telemetry.__file__).parents[1]
+# In the catalogue, and nobody emits them yet. Who begins to takes them from here.
+AWAITED: set[str] = set()
 HOSTILE = "a\nb\x1b[31m\x7f\u202e\u2028\ud800 \x9b31m"
 
 
@@ -127,7 +130,7 @@ def test_an_outage_logs_a_line_a_second_and_component_and_counts_all(
 ) -> None:
     telemetry.configure("info", "json", out)
     clock = [time.monotonic() + 1000]
-    monkeypatch.setattr(telemetry.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     before = counted("conductor_database_lost_total", component="beat")
     for _ in range(50):
         telemetry.emit("database.lost", component="beat")
@@ -145,12 +148,14 @@ def test_an_outage_logs_a_line_a_second_and_component_and_counts_all(
 def calls_of(function: str) -> list[tuple[str, ast.Call]]:
     found = []
     for file in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call):
-                name = ast.unparse(node.func)
-                inside = file.name == "telemetry.py" and name == function
-                if name == f"telemetry.{function}" or inside:
-                    found.append((f"{file.relative_to(PACKAGE)}:{node.lineno}", node))
+        names = {f"telemetry.{function}"}
+        if file.parent.name == "telemetry":
+            names = {function, f"events.{function}", f"self._{function}"}
+        calls = [
+            node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)
+        ]
+        place = file.relative_to(PACKAGE)
+        found += [(f"{place}:{c.lineno}", c) for c in calls if ast.unparse(c.func) in names]
     assert found, "the search itself is broken"
     return found
 
@@ -166,10 +171,9 @@ def test_every_event_emitted_is_in_the_catalogue_with_all_its_labels() -> None:
 
 
 def test_every_event_of_the_catalogue_is_emitted_somewhere() -> None:
-    if not list(PACKAGE.glob("cli.py")) + list(PACKAGE.glob("cli/")):
-        pytest.skip("the house is not built up to its roof yet")
     emitted = {call.args[0].value for _, call in calls_of("emit")}
-    assert set(telemetry.CATALOGUE) - emitted == {"log.lines_dropped"}  # the writer's own
+    emitted.add("log.lines_dropped")  # the writer's own
+    assert set(telemetry.CATALOGUE) - emitted == AWAITED
 
 
 def test_names_in_the_catalogue_are_fit_for_prometheus() -> None:
@@ -568,7 +572,7 @@ def test_plain_finishes_are_logged_as_one_summary(out: StringIO) -> None:
 
 
 def test_a_summary_comes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "SUMMARY_EVERY", 0.2)
+    monkeypatch.setattr(summary, "EVERY", 0.2)
     reading, stream = pipe()
     telemetry.configure("info", "json", stream)
     with os.fdopen(reading) as log:
@@ -613,7 +617,7 @@ def test_observe_raises_nothing() -> None:
 
 
 def test_every_histogram_observed_is_known_and_gets_all_its_labels() -> None:
-    for place, call in calls_of("observe") if list(PACKAGE.glob("worker.py")) else []:
+    for place, call in calls_of("observe"):
         assert isinstance(call.args[0], ast.Constant), place
         labels = telemetry.HISTOGRAMS[call.args[0].value].labels
         assert len(call.args) == 2 + len(labels), f"{place}: wants the labels {labels}"

@@ -1,0 +1,96 @@
+"""Where everything that happened arrives, and the one output it goes to."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+from logging import INFO
+from typing import TYPE_CHECKING
+
+from conductor_cli.telemetry import meters
+from conductor_cli.telemetry.catalogue import CATALOGUE, UNKNOWN
+from conductor_cli.telemetry.lines import Records
+from conductor_cli.telemetry.summary import Summary
+from conductor_cli.telemetry.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import TextIO, TypeAlias
+
+    from conductor_cli.telemetry.lines import Form
+
+    Handler: TypeAlias = Callable[[str, int, Mapping[str, object]], None]
+
+
+def emit(event: str, /, *, count: int = 1, **fields: object) -> None:
+    """Count, tell subscribers and log one event (``count`` of them at once; the line omits a 1).
+
+    Never raises and never waits for output. Costs about 1 us when its level is not logged.
+    """
+    try:
+        known = CATALOGUE.get(event, UNKNOWN)
+        due = meters.count(event, known, count, fields)
+        if (
+            event == "executions.finished"
+            and writer.form.enabled(INFO)
+            and writer.summary.add(str(fields.get("state", "")), count)
+        ):
+            writer.wake()  # only now: it is to see that there is something to wait for
+        if _subscribers:
+            _tell(event, count, fields)
+        if due and writer.form.enabled(known.level):
+            writer.submit(known.level, event, fields if count == 1 else {"count": count, **fields})
+    except Exception:
+        writer.lose(1)
+
+
+def subscribe(handler: Handler) -> Callable[[], None]:
+    """Call ``handler(event, count, fields)`` for every event, whatever its level; returns the undo.
+
+    It runs in the emitting thread, so it must be quick; what it raises is ignored.
+    """
+    entry = object()
+    _subscribers[entry] = handler
+
+    def undo() -> None:
+        _subscribers.pop(entry, None)
+
+    return undo
+
+
+def flush(timeout: float) -> bool:
+    """Wait until all lines so far are out, a pending summary too; at most ``timeout`` seconds.
+
+    Returns whether they are. A line that the output refused counts as out.
+    """
+    return writer.flush(timeout)
+
+
+def switch(form: Form, stream: TextIO | None) -> None:
+    """From now on lines take this form and go there; those on their way get a second to get out."""
+    _replace(form, stream).retire()
+
+
+def _tell(event: str, count: int, fields: Mapping[str, object]) -> None:
+    for handler in tuple(_subscribers.values()):
+        with contextlib.suppress(Exception):
+            handler(event, count, fields)
+
+
+def _begin_in_child() -> None:
+    """A forked child has no writer thread and may have inherited the writer's locks held."""
+    _replace(writer.form, writer.stream)
+
+
+def _replace(form: Form, stream: TextIO | None) -> Writer:
+    """Make a new writer the current one; returns the one before."""
+    global writer
+    previous, writer = writer, Writer(form, stream, Summary(emit))
+    return previous
+
+
+_subscribers: dict[object, Handler] = {}
+writer = Writer(Records(), None, Summary(emit))
+os.register_at_fork(after_in_child=_begin_in_child)
+atexit.register(flush, 1.0)
