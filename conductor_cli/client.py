@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import random
-import threading
 import time
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 from uuid import UUID
 
@@ -15,12 +11,13 @@ import msgspec
 
 from conductor_cli import catalog, context, database, errors, payloads, registry
 from conductor_cli.config import Config, load
+from conductor_cli.invoking import Ids, Invoked, Target, ids, row
 from conductor_cli.models import Execution, State
-from conductor_cli.registry import ConfiguredTask, Invocation, InvokeOptions, Task
+from conductor_cli.registry import Invocation, InvokeOptions, Task
 from conductor_cli.store import executions, fleet, reports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from psycopg_pool import ConnectionPool
@@ -29,8 +26,6 @@ if TYPE_CHECKING:
     from conductor_cli.embedded import Embedded
 
 R = TypeVar("R")
-Ids = list[UUID]
-Target = Task[..., Any] | ConfiguredTask[..., Any] | Invocation[Any] | str
 
 _KNOWN_FOR: Final = 5.0  # seconds for which a task looked up by name is remembered
 _FIRST_LOOK: Final = 0.02
@@ -121,7 +116,7 @@ class Conductor:
 
         Raises PayloadError, UnknownTask, Duplicate, DatabaseUnavailable.
         """
-        return self._enqueue([_Target.of(task, payload, options)], connection)[0]
+        return self._enqueue([Invoked.of(task, payload, options)], connection)[0]
 
     def invoke_many(
         self,
@@ -135,9 +130,11 @@ class Conductor:
 
         Each payload may also be an Invocation with options of its own.
         """
-        common = _Target.of(task, None, options)
+        common = Invoked.of(task, None, options)
         targets = [
-            _Target.of(each, None, options) if isinstance(each, Invocation) else common.with_(each)
+            Invoked.of(each, None, options)
+            if isinstance(each, Invocation)
+            else common.with_payload(each)
             for each in payloads
         ]
         return self._enqueue(targets, connection) if targets else []
@@ -218,7 +215,7 @@ class Conductor:
         those of WorkerConfig."""
         return catalog.WorkerSpec.create(queue, tasks, settings)
 
-    def _row(self, target: _Target) -> dict[str, Any]:
+    def _row(self, target: Invoked) -> dict[str, Any]:
         if isinstance(target.task, Task):
             return self._row_of_task(target.task, target.payload, target.options)
         return self._row_by_name(target.task, target.payload, target.options)
@@ -234,17 +231,17 @@ class Conductor:
             payload = {}
         text = payloads.encode(payload, f"The payload for task {task.name!r}", self.max_payload)
         task.binder.check(task.name, text)
-        return _row(task.name, options.queue or task.queue, task.settings.priority, text, options)
+        return row(task.name, options.queue or task.queue, task.settings.priority, text, options)
 
     def _row_by_name(self, name: str, payload: object, options: InvokeOptions) -> dict[str, Any]:
-        _named("task", name)
+        registry.check_name("task", name)
         text = payloads.encode(
             {} if payload is None else payload, f"The payload for task {name!r}", self.max_payload
         )
         if options.queue is not None:
-            return _row(name, options.queue, 0, text, options)
+            return row(name, options.queue, 0, text, options)
         known = self._find(name)
-        return _row(name, known.queue, known.priority, text, options)
+        return row(name, known.queue, known.priority, text, options)
 
     def _find(self, name: str) -> fleet.Registered:
         there = self._found.get(name)
@@ -262,7 +259,7 @@ class Conductor:
         self._found[name] = (time.monotonic() + _KNOWN_FOR, found)
         return found
 
-    def _enqueue(self, targets: Sequence[_Target], connection: Connection | None) -> Ids:
+    def _enqueue(self, targets: Sequence[Invoked], connection: Connection | None) -> Ids:
         rows = [self._row(target) for target in targets]
         text = msgspec.json.encode(rows).decode()
         chosen = any(target.options.id is not None for target in targets)
@@ -270,10 +267,10 @@ class Conductor:
 
         def send(conn: Connection) -> Ids:
             met = executions.enqueue(conn, text, recheck=next(tries))
-            return _ids(rows, targets, {m.asked: m.met for m in met})
+            return ids(rows, targets, {m.asked: m.met for m in met})
 
         if connection is not None:
-            return send(connection)
+            return send(database.callers(connection))
         strict = any(target.options.on_duplicate == "raise" for target in targets)
         with context.shielded():
             return self.database.retrying(send, in_transaction=strict)
@@ -293,124 +290,6 @@ class Conductor:
                     raise TimeoutError(f"Execution {id} is {found.state} after {timeout:g} s.")
             time.sleep(pause)
             pause = min(_LONGEST_PAUSE, pause * 1.3)
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """What is to be invoked: a task or its name, a payload, and how."""
-
-    task: Task[..., Any] | str
-    payload: object
-    options: InvokeOptions
-
-    @classmethod
-    def of(cls, target: Target, payload: object, given: Mapping[str, Any]) -> _Target:
-        if isinstance(target, Invocation):
-            if payload is not None:
-                raise TypeError("an Invocation has its payload; do not pass another")
-            options = _options({**target.overrides, **given})
-            return cls(target.task, target.payload, options)
-        if isinstance(target, ConfiguredTask):
-            return cls(target.task, payload, _options({**target.overrides, **given}))
-        return cls(target, payload, _options(given))
-
-    def with_(self, payload: object) -> _Target:
-        """The same with another payload."""
-        return _Target(self.task, payload, self.options)
-
-
-def _ids(
-    rows: Sequence[dict[str, Any]], targets: Sequence[_Target], met: Mapping[UUID, UUID]
-) -> Ids:
-    if not met:
-        return [row["id"] for row in rows]
-    for row, target in zip(rows, targets, strict=True):
-        if target.options.on_duplicate == "raise" and row["id"] in met:
-            raise errors.Duplicate(met[row["id"]], str(target.options.dedupe_key))
-    return [met.get(row["id"], row["id"]) for row in rows]
-
-
-def new_id() -> UUID:
-    """A version 7 UUID (RFC 9562): it sorts by time, to the millisecond."""
-    milliseconds = time.time_ns() // 1_000_000
-    noise = _random().getrandbits(74)
-    return UUID(
-        int=(milliseconds << 80) | (7 << 76) | (noise >> 62 << 64) | (2 << 62) | (noise & _LOW)
-    )
-
-
-_LOW: Final = (1 << 62) - 1
-_local: Final = threading.local()
-
-
-def _random() -> random.Random:
-    # One per thread and process: a fork must not repeat its parent's ids.
-    if getattr(_local, "pid", None) != os.getpid():
-        _local.pid, _local.random = os.getpid(), random.Random(os.urandom(32))
-    return cast("random.Random", _local.random)
-
-
-def _options(given: Mapping[str, Any]) -> InvokeOptions:
-    try:
-        options = InvokeOptions(**given)
-    except TypeError:
-        known = InvokeOptions.__dataclass_fields__
-        wrong = next(name for name in given if name not in known)
-        meant = registry.nearest(wrong, known)
-        hint = f" Did you mean {meant[0]!r}?" if meant else ""
-        raise TypeError(f"invoke has no option {wrong!r}.{hint}") from None
-    _check(options)
-    return options
-
-
-def _check(options: InvokeOptions) -> None:
-    if options.queue is not None:
-        _named("queue", options.queue)
-    if options.priority is not None:
-        registry.check_priority(options.priority)
-    if options.run_at is not None and options.run_at.tzinfo is None:
-        raise ValueError(f"run_at={options.run_at!r} has no time zone; pass an aware datetime")
-    if options.run_at is not None and options.delay is not None:
-        raise ValueError("run_at and delay are both given; choose one")
-    if options.on_duplicate not in ("return", "replace", "raise"):
-        raise ValueError(
-            f'on_duplicate={options.on_duplicate!r} is none of "return", "replace", "raise"'
-        )
-
-
-def _named(what: str, name: str) -> None:
-    try:
-        registry.check_name(what, name)
-    except ValueError as error:
-        raise ValueError(str(error)) from None
-
-
-def _row(
-    task: str, queue: str, priority: int, payload: str, options: InvokeOptions
-) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "id": options.id or new_id(),
-        "task": task,
-        "queue": queue,
-        "payload": msgspec.Raw(payload.encode()),
-        "rank": -(priority if options.priority is None else options.priority),
-    }
-    if options == _PLAIN:
-        return row
-    if options.run_at is not None:
-        row["run_at"] = options.run_at.astimezone(UTC)
-    if options.delay is not None:
-        row["delay"] = registry.as_seconds(options.delay)
-    if options.timeout is not None:
-        row["timeout"] = registry.as_seconds(options.timeout)
-    if options.metadata is not None:
-        row["metadata"] = msgspec.Raw(payloads.encode(options.metadata, "metadata").encode())
-    row["dedupe_key"], row["group"] = options.dedupe_key, options.group
-    row["on_duplicate"] = options.on_duplicate
-    return row
-
-
-_PLAIN: Final = InvokeOptions()
 
 
 def _result(ended: Execution, task: Task[..., Any] | None) -> Any:

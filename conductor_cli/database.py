@@ -127,6 +127,16 @@ def describe(url: str) -> str:
     return f"{host}:{port}/{parts.get('dbname', '')} (user {parts.get('user', 'default')})"
 
 
+def callers(connection: object) -> Connection:
+    """A caller's connection, if it is one that can be used; raises TypeError."""
+    if isinstance(connection, psycopg.Connection):
+        return connection
+    raise TypeError(
+        f"connection= takes a psycopg Connection, not {type(connection).__qualname__}. "
+        "Outside a transaction of your own leave it away."
+    )
+
+
 class Database:
     """One Postgres: a pool for short work, and connections of one's own for services.
 

@@ -20,10 +20,11 @@ from uuid import UUID
 
 from conductor_cli import catalog, errors, migrate, telemetry
 from conductor_cli.catalog import TaskSet, WorkerSpec
-from conductor_cli.client import Conductor, new_id
+from conductor_cli.client import Conductor
 from conductor_cli.config import Config, WorkerConfig, load
 from conductor_cli.coordinator import JobCoordinator, Settings
 from conductor_cli.drain import Drain, Tally
+from conductor_cli.invoking import new_id
 from conductor_cli.models import DrainReport
 from conductor_cli.pump import Recorded, Retention
 from conductor_cli.signals import Identity

@@ -70,7 +70,7 @@ def _claimed(task: Task[..., Any], value: Any, config: Config) -> Claimed:
     from datetime import UTC, datetime
 
     from conductor_cli import payloads
-    from conductor_cli.client import new_id
+    from conductor_cli.invoking import new_id
     from conductor_cli.models import Claimed
 
     given = {} if value is None and not task.binder.whole else value

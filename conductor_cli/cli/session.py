@@ -35,12 +35,7 @@ def settings(
 
 def tasks(settings: Config) -> TaskSet:
     """The tasks of the modules that the configuration names. Raises TaskDefinitionError."""
-    try:
-        return catalog.load_modules(settings.tasks.modules, str(settings.folder))
-    except SystemExit as error:
-        raise errors.TaskDefinitionError(
-            f"A module of [tasks] modules ended the program as it was imported: sys.exit({error})."
-        ) from error
+    return catalog.load_modules(settings.tasks.modules, str(settings.folder))
 
 
 @contextmanager

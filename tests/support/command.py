@@ -46,7 +46,8 @@ def greet(name: str) -> str:
     return f"Hello, {name}!"
 
 @task(queue="reports", max_attempts=5, retry=[15, 30], timeout=300,
-      triggers=[cron("0 6 * * *", name="daily", payload={"kind": "daily"}, timezone="Europe/Berlin")])
+      triggers=[cron("0 6 * * *", name="daily", payload={"kind": "daily"},
+                     timezone="Europe/Berlin")])
 def build(ctx: Context, kind: str) -> dict:
     return {"kind": kind}
 
