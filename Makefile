@@ -29,7 +29,7 @@ help: ## this list
 	@echo "  PYTHON=python3.12 chooses the Python, UV= does without uv, ARGS=... goes to the program run."
 
 run: setup-embedded ## a server with a Postgres of its own and a sample task, in the foreground
-	@test -e $(SAMPLE) || $(BIN)/conductor init sample
+	@test -e $(SAMPLE) || $(BIN)/conductor init sample > /dev/null
 	@$(say_where)
 	@exec $(BIN)/conductor --config $(SAMPLE) start-server $(ARGS)
 
@@ -141,7 +141,7 @@ server = tomllib.load(open("$(SAMPLE)", "rb")).get("server", {}); \
 print(*(os.environ.get("CONDUCTOR_SERVER_" + key.upper()) or server.get(key, default) \
 for key, default in (("host", "127.0.0.1"), ("port", 8765))), sep=":")' 2>/dev/null); \
 echo; \
-echo "  The server's pages     http://$$address/        (health: /healthz /readyz, metrics: /metrics)"; \
+echo "  Its health             http://$$address/readyz   (alive: /healthz, metrics: /metrics)"; \
 echo "  Its tasks              $$(ls sample/*.py sample/*/*.py 2>/dev/null | tr '\n' ' ')"; \
 echo "  Its settings           $(SAMPLE)"; \
 echo "  To run a task          from another terminal in this folder:"; \

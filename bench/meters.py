@@ -31,6 +31,14 @@ def process_rss(pid: int) -> float:
     return own + sum(process_rss(child) for child in _children(pid))
 
 
+def process_peak(pid: int) -> float:
+    """The largest resident memory that the process itself ever had, in bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0.0
+
+
 def server_cpu(postgres: Postgres, without: Collection[int] = ()) -> float:
     """CPU seconds of the whole server: backends, ended ones too, WAL writer, autovacuum, ...
 
@@ -66,14 +74,15 @@ class ServerCounts:
     """What one database has cost so far; the difference of two is what an interval cost.
 
     `statements` are top-level statements as pg_stat_statements counts them (BEGIN and COMMIT too),
-    None without it. `commits` and `dead_rows` (versions made dead by updates and deletes) reach
-    the statistics when a backend ends or has been idle for ten seconds.
+    None without it. `commits`, `deadlocks` and `dead_rows` (versions made dead by updates and
+    deletes) reach the statistics when a backend ends or has been idle for ten seconds.
     """
 
     statements: int | None
     commits: int
     dead_rows: int
     wal_bytes: int
+    deadlocks: int
 
     def __sub__(self, other: ServerCounts) -> ServerCounts:
         return ServerCounts(
@@ -83,6 +92,7 @@ class ServerCounts:
             commits=self.commits - other.commits,
             dead_rows=self.dead_rows - other.dead_rows,
             wal_bytes=self.wal_bytes - other.wal_bytes,
+            deadlocks=self.deadlocks - other.deadlocks,
         )
 
 
@@ -107,6 +117,7 @@ class ServerMeter:
             commits=row[0],
             dead_rows=row[1],
             wal_bytes=row[2],
+            deadlocks=row[3],
         )
 
     def wait_until_alone(self) -> None:
@@ -129,7 +140,7 @@ class ServerMeter:
 
 _COUNTS: Final = """
     select xact_commit, tup_updated + tup_deleted,
-           pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint
+           pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint, deadlocks
     from pg_stat_database where datname = %(database)s
 """
 _STATEMENTS: Final = """

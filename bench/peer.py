@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-Settings = Literal["default", "tuned"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Settings = Literal["default", "tuned", "discard"]
+Ability = Literal["keep", "later", "transact", "discard"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,13 @@ class Peer:
     `program` is a Python module, or an .mjs file in `bench/peers/`, that speaks the protocol of
     `bench/peers/protocol.py`. `unfinished` is SQL that returns one boolean: is any execution not
     finished yet; it is polled after the last task body has ended. `skips` holds patterns of
-    `measure/case/settings` that make no sense for this peer. `max_count` bounds the executions of
-    one drain, for peers so slow that the full count would only cost time.
+    `measure/case/settings` that make no sense for this peer. `most` bounds the executions of one
+    drain by settings, for peers so slow that the full count would only cost time. An `extra` peer
+    is left out of quick runs unless named.
+
+    `can` says what it has besides: executions for `later`; finished executions that it does
+    `keep`; enqueueing that joins a transaction of the caller's (`transact`); settings called
+    `discard`, the default ones except that finished executions are not kept.
     """
 
     name: str
@@ -50,14 +59,18 @@ class Peer:
     environment: Here | Venv | NodeModules
     unfinished: str
     skips: tuple[str, ...] = ()
-    max_count: int | None = None
+    most: Mapping[Settings, int] = field(default_factory=dict)
+    can: frozenset[Ability] = frozenset()
+    extra: bool = False
     note: str = ""
 
     def takes_part(self, measure: str, case: str, settings: Settings) -> bool:
         """Whether this peer is measured in this cell."""
+        if settings == "discard" and "discard" not in self.can:
+            return False
         cell = f"{measure}/{case}/{settings}"
         return not any(fnmatch(cell, pattern) for pattern in self.skips)
 
-    def count(self, wanted: int) -> int:
+    def count(self, wanted: int, settings: Settings) -> int:
         """How many executions to queue when `wanted` were asked for."""
-        return min(wanted, self.max_count) if self.max_count else wanted
+        return min(wanted, self.most.get(settings, wanted))

@@ -68,6 +68,12 @@ class Postgres:
         self.drop(database)
         self._administer("create database {} template {} owner {}", database, template, OWNER)
 
+    def exists(self, database: str) -> bool:
+        """Whether there is a database of that name."""
+        with self.connect() as conn:
+            query = "select from pg_database where datname = %s"
+            return conn.execute(query, (database,)).fetchone() is not None
+
     def drop(self, database: str) -> None:
         """Drop a database if it exists, ending its connections."""
         self._administer("drop database if exists {} with (force)", database)

@@ -97,6 +97,11 @@ class PeerProcess:
                     return message
             self._early.append(self._receive(event, deadline))
 
+    def first(self) -> int | None:
+        """When its first task body started, if one has: only once it is known to have worked."""
+        self._drain_messages()
+        return next((m["at"] for m in self._early if m["event"] == "first"), None)
+
     def close(self) -> None:
         """End of input asks it to go; then by force: only the process started here."""
         with contextlib.suppress(OSError):
@@ -119,6 +124,11 @@ class PeerProcess:
         if message["event"] == "failed":
             raise PeerFailed(f"{self._peer.name}: {message['message']}")
         return message
+
+    def _drain_messages(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while (message := self._messages.get_nowait()) is not None:
+                self._early.append(message)
 
     def _read(self, stdout: IO[str]) -> None:
         for line in stdout:

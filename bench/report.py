@@ -6,10 +6,12 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
+from bench.environments import ROOT
 from bench.measures import MEASURES
 from bench.roster import PEERS
 
@@ -24,9 +26,9 @@ CONDUCTOR: Final = "conductor"
 FLOOR: Final = "bare"
 
 
-def text(stage: Stage) -> str:
+def text(stage: Stage, command: str) -> str:
     """The whole report, in Markdown."""
-    parts = [_heading(stage)]
+    parts = [_heading(stage, command)]
     for name, module in MEASURES.items():
         parts += [
             _table(stage, name, table) for table in module.TABLES if _rows(stage, name, table)
@@ -36,7 +38,7 @@ def text(stage: Stage) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def as_json(stage: Stage) -> str:
+def as_json(stage: Stage, command: str) -> str:
     """Every sample, for programs that compare runs."""
     samples = [
         asdict(s.cell) | {"round": s.round, "figures": dict(s.figures)} for s in stage.samples
@@ -44,6 +46,8 @@ def as_json(stage: Stage) -> str:
     failures = [asdict(cell) | {"message": words} for cell, words in stage.failures.items()]
     run = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": command,
+        "revision": _revision(),
         "machine": _machine(),
         "postgres": stage.postgres.version,
         "plan": asdict(stage.plan),
@@ -71,13 +75,14 @@ def _median(figures: Sequence[dict[str, float | None]]) -> dict[str, float | Non
     return found
 
 
-def _heading(stage: Stage) -> str:
+def _heading(stage: Stage, command: str) -> str:
     plan = stage.plan
+    date = time.strftime("%Y-%m-%d", time.gmtime())
     lines = [
         f"# Conductor and its peers: medians of {plan.rounds}",
         "",
-        f"{_machine()}; Postgres {stage.postgres.version} on the same machine, fsync and "
-        "synchronous_commit on.",
+        f"Measured on {date} with `{command}`{_revision()}: {_machine()}; Postgres "
+        f"{stage.postgres.version} on the same machine, fsync and synchronous_commit on.",
         "",
         "Costs are per execution. Only ratios within one run mean anything.",
         "",
@@ -86,6 +91,18 @@ def _heading(stage: Stage) -> str:
         note = PEERS[name].note
         lines.append(f"- {name}: {versions}" + (f" ({note})" if note else ""))
     return "\n".join(lines)
+
+
+def _revision() -> str:
+    """The checkout's commit, as words to follow the command; empty outside of git."""
+    line = ["git", "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(
+            line, cwd=ROOT, capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f" at {found.stdout.strip()}"
 
 
 def _machine() -> str:
@@ -170,6 +187,6 @@ def _failures(stage: Stage) -> Iterator[str]:
         yield f"- {cell.peer}, {where}: {words}"
 
 
-def write(path: Path, stage: Stage) -> None:
+def write(path: Path, stage: Stage, command: str) -> None:
     """Write the samples to a JSON file."""
-    path.write_text(as_json(stage))
+    path.write_text(as_json(stage, command))

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import psycopg
+
 from bench.environments import EnvironmentFailed
 from bench.meters import ServerMeter
 from bench.process import PeerFailed, PeerProcess
@@ -24,14 +26,20 @@ SETUP_TIMEOUT: Final = 60.0  # seconds
 
 @dataclass(frozen=True)
 class Plan:
-    """How much to measure. `count`: executions per drain or bulk; times in seconds."""
+    """How much to measure. `count`: executions per drain or bulk; `crowd`: those in the way;
+    times in seconds; `brief` leaves out what a smoke test can do without."""
 
+    brief: bool
     rounds: int
     count: int
+    crowd: int
     single_seconds: float
     latency_jobs: int
+    load_seconds: float
     idle_seconds: float
     settle_seconds: float
+    snapshot_seconds: float
+    starts: int
 
 
 @dataclass(frozen=True)
@@ -84,19 +92,28 @@ class Stage:
         measure: str,
         cases: Sequence[tuple[str, Settings]],
         run: Callable[[Stage, Peer, str, Settings], Mapping[str, float | None]],
+        *,
+        among: Mapping[str, Settings] | None = None,
+        rounds: int | None = None,
     ) -> None:
-        """Every case for every peer, round by round, the order of peers rotating."""
-        for number in range(self.plan.rounds):
+        """Every case for every peer, round by round, the order of peers rotating.
+
+        `among`: only these peers, and only with these settings.
+        """
+        for number in range(rounds or self.plan.rounds):
             for case, settings in cases:
                 for peer in _rotated(self.peers, number):
                     cell = Cell(measure, case, peer.name, settings)
-                    if self._wanted(peer, cell):
+                    asked = among is None or among.get(peer.name) == settings
+                    if asked and self._wanted(peer, cell):
                         self._take(cell, number, partial(run, self, peer, case, settings))
 
     @contextlib.contextmanager
-    def fresh_database(self, peer: Peer) -> Iterator[tuple[str, ServerMeter]]:
-        """An empty database with the peer's schema: its URL, and a meter for it."""
-        self.postgres.create(DATABASE, _template(peer))
+    def fresh_database(
+        self, peer: Peer, template: str | None = None
+    ) -> Iterator[tuple[str, ServerMeter]]:
+        """A database with the peer's schema, empty or as `template`: its URL, a meter for it."""
+        self.postgres.create(DATABASE, template or _template(peer))
         self.postgres.checkpoint()
         meter = ServerMeter(self.postgres, DATABASE)
         try:
@@ -104,6 +121,12 @@ class Stage:
         finally:
             meter.close()
             self.postgres.drop(DATABASE)
+
+    def keep_as(self, template: str) -> None:
+        """Keep a vacuumed copy of the present database, which nobody may be connected to."""
+        with self.postgres.connect(DATABASE) as conn:
+            conn.execute("vacuum analyze")
+        self.postgres.create(template, DATABASE)
 
     def _wanted(self, peer: Peer, cell: Cell) -> bool:
         return (
@@ -117,7 +140,7 @@ class Stage:
         say(f"round {number + 1}/{self.plan.rounds}: {' '.join(title.split())}")
         try:
             self.samples.append(Sample(cell, number, run()))
-        except PeerFailed as error:
+        except (PeerFailed, OSError, psycopg.Error) as error:
             self._note(cell, error)
 
     def _note(self, cell: Cell, error: Exception) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from conductor_cli import catalog, context, database, errors, payloads, registry
 from conductor_cli.config import Config, load
-from conductor_cli.invoking import Ids, Invoked, Target, ids, row
+from conductor_cli.invoking import Ids, Invoked, Row, Target, array, ids, row
 from conductor_cli.models import Execution, State
 from conductor_cli.registry import Invocation, InvokeOptions, Task
 from conductor_cli.store import executions, fleet, reports
@@ -215,14 +215,12 @@ class Conductor:
         those of WorkerConfig."""
         return catalog.WorkerSpec.create(queue, tasks, settings)
 
-    def _row(self, target: Invoked) -> dict[str, Any]:
+    def _row(self, target: Invoked) -> Row:
         if isinstance(target.task, Task):
             return self._row_of_task(target.task, target.payload, target.options)
         return self._row_by_name(target.task, target.payload, target.options)
 
-    def _row_of_task(
-        self, task: Task[..., Any], payload: object, options: InvokeOptions
-    ) -> dict[str, Any]:
+    def _row_of_task(self, task: Task[..., Any], payload: object, options: InvokeOptions) -> Row:
         if not task.settings.invocable:
             raise errors.ConductorError(
                 f"Task {task.name!r} is not invocable: only its triggers run it."
@@ -233,7 +231,7 @@ class Conductor:
         task.binder.check(task.name, text)
         return row(task.name, options.queue or task.queue, task.settings.priority, text, options)
 
-    def _row_by_name(self, name: str, payload: object, options: InvokeOptions) -> dict[str, Any]:
+    def _row_by_name(self, name: str, payload: object, options: InvokeOptions) -> Row:
         registry.check_name("task", name)
         text = payloads.encode(
             {} if payload is None else payload, f"The payload for task {name!r}", self.max_payload
@@ -261,7 +259,7 @@ class Conductor:
 
     def _enqueue(self, targets: Sequence[Invoked], connection: Connection | None) -> Ids:
         rows = [self._row(target) for target in targets]
-        text = msgspec.json.encode(rows).decode()
+        text = array(rows)
         chosen = any(target.options.id is not None for target in targets)
         tries = iter((chosen, True))  # a second try may meet what the first has done
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -149,14 +150,24 @@ class AsyncSignal:
 class Attempt:
     """One claim on its way through a thread. Shared with whoever may ask it to stop."""
 
-    __slots__ = ("_signal", "_undecided", "cancel", "claimed", "interrupted", "shield", "thread_id")
+    __slots__ = (
+        "_permit",
+        "_signal",
+        "_undecided",
+        "cancel",
+        "claimed",
+        "interrupted",
+        "shielded",
+        "thread_id",
+    )
 
     def __init__(self, claimed: Claimed) -> None:
         self.claimed = claimed
         self.thread_id: int | None = None
         self.interrupted = False
+        self.shielded = False
+        self._permit: list[bool] = []
         self._undecided = [True]
-        self.shield = 0
         self.cancel: Callable[[], object] | None = None  # ends an async task at its next await
         self._signal: Signal | None = None
 
@@ -176,35 +187,50 @@ class Attempt:
         except IndexError:
             return False
 
+    def permit(self) -> None:
+        """Let a timeout be raised into its thread."""
+        self._permit.append(True)
+
+    def forbid(self) -> bool:
+        """Take the permit; False when it is taken: of who asks, only one raises a timeout."""
+        try:
+            return self._permit.pop()  # atomic
+        except IndexError:
+            return False
+
+    def await_interrupt(self) -> None:
+        """Wait until the timeout that somebody took the permit for is on its way, so that it
+        arrives here at the latest."""
+        while not self.interrupted:
+            time.sleep(0)
+        for _ in range(2):  # Python looks for it when a loop goes round
+            pass
+
     @property
     def abort_reason(self) -> Abort | None:
         return None if self._signal is None else self._signal.reason
 
 
 _attempt_lock: Final = threading.Lock()
-interrupting: Final = threading.Lock()
-"""Held while a timeout is raised into a thread, and while a thread says whether it may be."""
 
 
 @contextmanager
 def shielded() -> Iterator[None]:
     """No timeout is raised into this thread inside: a driver must not be torn in the middle."""
     attempt = current.get()
-    if attempt is None:
+    if attempt is None or attempt.shielded or attempt.thread_id != threading.get_ident():
         yield
         return
-    depth = attempt.shield
+    if not attempt.forbid():
+        attempt.await_interrupt()
+        yield  # there is only one
+        return
+    attempt.shielded = True
     try:
-        with interrupting:
-            attempt.shield = depth + 1
-        _arrive()
         yield
     finally:
-        attempt.shield = depth
-
-
-def _arrive() -> None:
-    """A call, at which Python delivers what was raised into this thread before."""
+        attempt.shielded = False
+        attempt.permit()
 
 
 @dataclass(frozen=True, slots=True)

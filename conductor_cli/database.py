@@ -352,7 +352,7 @@ def _without_secrets(text: str, url: str) -> str:
 
 
 def _reason(text: str) -> str:
-    """The line that says why: Postgres's own verdict if there is one, else the last."""
+    """The line that says why: Postgres's own verdict if there is one, else the first."""
     lines = text.splitlines() or ["no reason given"]
     verdicts = [line.partition("FATAL:")[2] for line in lines if "FATAL:" in line]
-    return (verdicts or lines)[-1].strip().removesuffix(".")
+    return (verdicts or lines)[0].strip().removesuffix(".")

@@ -30,7 +30,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,20 @@ if TYPE_CHECKING:
     from conductor_cli.models import ExecutionError
 
 
-class ConductorError(Exception):
+class _Travelling(Exception):
+    """Survives pickling, also when its constructor does not take ``args``."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remade, (type(self), self.args, self.__dict__)
+
+
+def _remade(kind: type[Exception], args: tuple[Any, ...], attributes: dict[str, Any]) -> Exception:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
+
+
+class ConductorError(_Travelling):
     """The root of everything Conductor raises on purpose."""
 
 
@@ -126,7 +139,7 @@ class ShutdownTimeout(ConductorError):
     """Work still ran when ``shutdown_timeout`` had passed; it was handed back."""
 
 
-class TaskSignal(Exception):
+class TaskSignal(_Travelling):
     """The base of what a task raises to end itself in a way of its choosing."""
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
 
-from conductor_cli import errors, payloads, registry, timing
+from conductor_cli import errors, payloads, registry
 from conductor_cli.registry import ConfiguredTask, Invocation, InvokeOptions, Task
 
 Ids = list[UUID]
@@ -46,43 +45,38 @@ class Invoked:
         return Invoked(self.task, payload, self.options)
 
 
-def ids(
-    rows: Sequence[dict[str, Any]], targets: Sequence[Invoked], met: Mapping[UUID, UUID]
-) -> Ids:
+def ids(rows: Sequence[Row], targets: Sequence[Invoked], met: Mapping[UUID, UUID]) -> Ids:
     """The ids that callers get, where some rows ``met`` an execution with their dedupe key.
 
     Raises Duplicate where that was asked for.
     """
     if not met:
-        return [row["id"] for row in rows]
+        return [row.id for row in rows]
     for row, target in zip(rows, targets, strict=True):
-        if target.options.on_duplicate == "raise" and row["id"] in met:
-            raise errors.Duplicate(met[row["id"]], str(target.options.dedupe_key))
-    return [met.get(row["id"], row["id"]) for row in rows]
+        if target.options.on_duplicate == "raise" and row.id in met:
+            raise errors.Duplicate(met[row.id], str(target.options.dedupe_key))
+    return [met.get(row.id, row.id) for row in rows]
 
 
 def new_id() -> UUID:
     """A version 7 UUID (RFC 9562): it sorts by time, to the millisecond."""
     milliseconds = time.time_ns() // 1_000_000
-    noise = _random().getrandbits(74)
+    noise = _noise.getrandbits(74)
     return UUID(
         int=(milliseconds << 80) | (7 << 76) | (noise >> 62 << 64) | (2 << 62) | (noise & _LOW)
     )
 
 
 _LOW: Final = (1 << 62) - 1
-_local: Final = threading.local()
-
-
-def _random() -> random.Random:
-    # One per thread and process: a fork must not repeat its parent's ids.
-    if getattr(_local, "pid", None) != os.getpid():
-        _local.pid, _local.random = os.getpid(), random.Random(os.urandom(32))
-    return cast("random.Random", _local.random)
+_noise: Final = random.Random(os.urandom(32))  # one call of it is atomic
+# A forked child must not repeat its parent's ids.
+os.register_at_fork(after_in_child=lambda: _noise.seed(os.urandom(32)))
 
 
 def checked(given: Mapping[str, Any]) -> InvokeOptions:
     """Options of ``invoke``; raises TypeError for unknown ones, ValueError for bad values."""
+    if not given:
+        return PLAIN
     try:
         options = InvokeOptions(**given)
     except TypeError:
@@ -104,10 +98,8 @@ def _check(options: InvokeOptions) -> None:
         raise ValueError(f"run_at={options.run_at!r} has no time zone; pass an aware datetime")
     if options.run_at is not None and options.delay is not None:
         raise ValueError("run_at and delay are both given; choose one")
-    if options.delay is not None:
-        timing.seconds(options.delay, "delay")
-    if options.timeout is not None and timing.seconds(options.timeout, "timeout") <= 0:
-        raise ValueError(f"timeout={options.timeout!r} must be more than zero seconds")
+    registry.check_duration("delay", options.delay)
+    registry.check_duration("timeout", options.timeout, positive=True)
     _check_text("dedupe_key", options.dedupe_key)
     _check_text("group", options.group)
     if options.on_duplicate not in ("return", "replace", "raise"):
@@ -123,30 +115,42 @@ def _check_text(name: str, text: object) -> None:
         raise ValueError(f"{name}={text!r} is not a text of 1 to {KEY_LIMIT} characters")
 
 
-def row(
-    task: str, queue: str, priority: int, payload: str, options: InvokeOptions
-) -> dict[str, Any]:
-    """One element of the array that ``conductor.enqueue`` takes; ``payload`` is JSON text."""
-    row: dict[str, Any] = {
-        "id": options.id or new_id(),
-        "task": task,
-        "queue": queue,
-        "payload": msgspec.Raw(payload.encode()),
-        "rank": -(priority if options.priority is None else options.priority),
+class Row(NamedTuple):
+    """One execution to be, as ``conductor.enqueue`` takes it."""
+
+    id: UUID
+    text: str
+
+
+def row(task: str, queue: str, priority: int, payload: str, options: InvokeOptions) -> Row:
+    """The row of one invocation; ``payload`` is JSON text, names have been checked."""
+    chosen = options.id or new_id()
+    rank = -(priority if options.priority is None else options.priority)
+    rest = "" if options is PLAIN else _rest(options)
+    return Row(
+        chosen,
+        f'{{"id":"{chosen}","task":"{task}","queue":"{queue}","rank":{rank}{rest},"payload":{payload}}}',
+    )
+
+
+def array(rows: Iterable[Row]) -> str:
+    """The JSON array of some rows."""
+    return f"[{','.join([row.text for row in rows])}]"
+
+
+def _rest(options: InvokeOptions) -> str:
+    given: dict[str, Any] = {
+        "run_at": None if options.run_at is None else options.run_at.astimezone(UTC),
+        "delay": registry.as_seconds(options.delay),
+        "timeout": registry.as_seconds(options.timeout),
+        "dedupe_key": options.dedupe_key,
+        "on_duplicate": options.on_duplicate,
+        "group": options.group,
     }
-    if options == _PLAIN:
-        return row
-    if options.run_at is not None:
-        row["run_at"] = options.run_at.astimezone(UTC)
-    if options.delay is not None:
-        row["delay"] = registry.as_seconds(options.delay)
-    if options.timeout is not None:
-        row["timeout"] = registry.as_seconds(options.timeout)
+    text = msgspec.json.encode({k: v for k, v in given.items() if v is not None}).decode()
     if options.metadata is not None:
-        row["metadata"] = msgspec.Raw(payloads.encode(options.metadata, "metadata").encode())
-    row["dedupe_key"], row["group"] = options.dedupe_key, options.group
-    row["on_duplicate"] = options.on_duplicate
-    return row
+        text = f'{text[:-1]},"metadata":{payloads.encode(options.metadata, "metadata")}}}'
+    return f",{text[1:-1]}"
 
 
-_PLAIN: Final = InvokeOptions()
+PLAIN: Final = InvokeOptions()

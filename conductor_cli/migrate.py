@@ -52,11 +52,12 @@ GRANTS: Final = """
 -- grant select, insert, update, delete on all tables in schema conductor to worker;
 -- grant usage on all sequences in schema conductor to worker, producer;
 -- grant execute on all functions in schema conductor to worker;
--- grant select on conductor.executions, conductor.tasks to producer, viewer;
+-- grant select on conductor.executions, conductor.tasks, conductor.migrations
+--     to producer, viewer;
 -- grant select, insert, update, delete on conductor.live to producer;
 -- grant select, insert on conductor.history to producer;
 -- grant select on conductor.orchestrators, conductor.leadership, conductor.schedules,
---     conductor.migrations, conductor.live, conductor.history to viewer;
+--     conductor.live, conductor.history to viewer;
 """
 
 

@@ -21,7 +21,6 @@ from conductor_cli.context import (
     Context,
     TaskTimeout,
     current,
-    interrupting,
 )
 from conductor_cli.errors import Cancel, Fail, PayloadError, Released, Retry, TaskSignal
 from conductor_cli.models import (
@@ -205,32 +204,30 @@ class EventLoop(Service):
 
 def interruptible(attempt: Attempt, call: Callable[[], Any]) -> Any:
     """Run ``call`` so that :func:`interrupt` may raise into it, and only into it."""
+    me = attempt.thread_id = threading.get_ident()
     try:
-        with interrupting:
-            attempt.thread_id = threading.get_ident()
+        attempt.permit()
         return call()
     finally:
-        # One that was sent and has not arrived must not arrive later. It may arrive here: at the
-        # first call, so that there may be none outside of the try.
-        while attempt.thread_id is not None:
-            try:
-                with interrupting:
-                    attempt.thread_id = None
-                    _set_async_exc(threading.get_ident(), None)
-            except TaskTimeout:
-                pass
+        # A timeout may arrive at any line here, and then leaves nothing undone: only one is sent.
+        if not attempt.forbid():
+            attempt.await_interrupt()
+            _set_async_exc(me, None)
+        attempt.thread_id = None
 
 
 def interrupt(attempt: Attempt) -> bool:
     """Raise TaskTimeout in the attempt's thread, once; False when it cannot be done (just now)."""
-    with interrupting:
-        if attempt.interrupted:
-            return True
-        if attempt.thread_id is None or attempt.shield:
-            return False
-        _set_async_exc(attempt.thread_id, TaskTimeout)
-        attempt.interrupted = True
+    if attempt.interrupted:
         return True
+    thread_id = attempt.thread_id
+    if thread_id is None or not attempt.forbid():
+        return False
+    try:
+        _set_async_exc(thread_id, TaskTimeout)
+    finally:  # also when that is this thread
+        attempt.interrupted = True
+    return True
 
 
 def _set_async_exc(thread_id: int, error: type[BaseException] | None) -> None:

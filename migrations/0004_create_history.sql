@@ -40,6 +40,7 @@ create table conductor.history_forever partition of conductor.history
     for values from ('infinity') to (maxvalue);
 -- Finishing never fails for want of a partition.
 create table conductor.history_other partition of conductor.history default;
+create index history_other_expires on conductor.history_other (expires_at);
 
 -- One partition a day (UTC), from yesterday to five weeks ahead; expired ones are dropped.
 -- Definer's rights, so that the daemon's role needs none of its own to create and drop;

@@ -74,14 +74,14 @@ declare
     there uuid;
 begin
     for spec in
-        select s.* from json_to_recordset(specs) as s (
+        select s.* from rows from (json_to_recordset(specs) as (
             id uuid, task text, queue text, payload json, rank smallint, run_at timestamptz,
             delay double precision, dedupe_key text, on_duplicate text, metadata json,
-            timeout double precision, "group" text)
+            timeout double precision, "group" text)) with ordinality as s
         where s.dedupe_key is not null
           and not exists (select from conductor.live l where l.id = s.id)
           and not exists (select from conductor.history h where h.id = s.id)
-        order by s.task, s.queue, s.dedupe_key
+        order by s.task, s.queue, s.dedupe_key, s.ordinality
     loop
         select l.id into there from conductor.live l
         where l.task = spec.task and l.queue = spec.queue and l.dedupe_key = spec.dedupe_key

@@ -4,11 +4,40 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from bench.measures import drain, enqueue, idle, latency
+from bench.measures import (
+    crowd,
+    drain,
+    enqueue,
+    idle,
+    latency,
+    load,
+    memory,
+    payload,
+    queues,
+    servers,
+    snapshot,
+    start,
+    transaction,
+)
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 MEASURES: Final[dict[str, ModuleType]] = {
-    module.NAME: module for module in (drain, enqueue, latency, idle)
+    module.NAME: module
+    for module in (
+        drain,
+        enqueue,
+        transaction,
+        latency,
+        load,
+        queues,
+        payload,
+        servers,
+        crowd,
+        snapshot,
+        memory,
+        idle,
+        start,
+    )
 }

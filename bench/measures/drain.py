@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.measures.columns import COST, Column, Table
-from bench.meters import process_cpu, server_cpu
+from bench.meters import process_cpu, process_peak, process_rss, server_cpu
 from bench.process import PeerFailed, PeerProcess
 from bench.stage import DATABASE
 
@@ -26,7 +26,7 @@ TABLES: Final = (
     Table("sleep", "Drain, a task that sleeps 1 ms", _COLUMNS),
     Table("cpu", "Drain, a task that takes 100 µs of CPU", _COLUMNS),
 )
-_TIMEOUT: Final = 180.0  # seconds, for one drain
+TIMEOUT: Final = 180.0  # seconds, for one drain
 _POLL: Final = 0.002  # seconds between looks at what is unfinished, after the last body ended
 
 
@@ -34,20 +34,31 @@ def measure(stage: Stage) -> None:
     cases: list[tuple[str, Settings]] = []
     for table in TABLES:
         cases += [(table.case, "default"), (table.case, "tuned")]
+    cases.insert(2, ("noop", "discard"))
+    if stage.plan.brief:  # tuned settings with one task, others with the default ones
+        cases = [each for each in cases if each[0] == "noop" or each[1] == "default"]
     stage.measure(NAME, cases, _drain)
 
 
 def _drain(stage: Stage, peer: Peer, case: str, settings: Settings) -> Mapping[str, float | None]:
-    count = peer.count(stage.plan.count)
+    return drain(stage, peer, case, settings, stage.plan.count)
+
+
+def drain(
+    stage: Stage, peer: Peer, task: str, settings: Settings, count: int, size: int = 0
+) -> dict[str, float | None]:
+    """Queue `count` executions with payloads of `size` bytes, then work them off."""
+    count = peer.count(count, settings)
     with stage.fresh_database(peer) as (url, meter):
         with PeerProcess(peer, url, "producer") as producer:
-            producer.call("enqueue_many", _TIMEOUT, task=case, count=count)
+            done = producer.call("enqueue_many", TIMEOUT, task=task, count=count, size=size)
         meter.wait_until_alone()
         before = meter.read()
         with PeerProcess(peer, url, "worker") as worker, stage.postgres.connect(DATABASE) as conn:
             worker.post("work", settings=settings, count=count)
             timing = _watch(stage, peer, worker, conn, meter)
-            ran = worker.call("stop", _TIMEOUT)["ran"]
+            rss, peak = process_rss(worker.pid), process_peak(worker.pid)
+            ran = worker.call("stop", TIMEOUT)["ran"]
         if ran != count:
             raise PeerFailed(f"{peer.name} ran {ran} bodies for {count} executions")
         meter.wait_until_alone()
@@ -61,6 +72,9 @@ def _drain(stage: Stage, peer: Peer, case: str, settings: Settings) -> Mapping[s
         "wal_bytes": spent.wal_bytes / count,
         "dead_rows": spent.dead_rows / count,
         "count": count,
+        "enqueue_rate": count / done["seconds"],
+        "rss_mib": rss / 2**20,
+        "peak_mib": peak / 2**20,
     }
 
 
@@ -69,11 +83,11 @@ def _watch(
 ) -> dict[str, Any]:
     """From the first body's start to the moment when the database shows nothing unfinished."""
     ours = (meter.pid, conn.info.backend_pid)
-    began = worker.expect("first", _TIMEOUT)["at"]
+    began = worker.expect("first", TIMEOUT)["at"]
     client, server = process_cpu(worker.pid), server_cpu(stage.postgres, without=ours)
-    worker.expect("done", _TIMEOUT)  # of the command "work"
-    worker.expect("ran", _TIMEOUT)
-    polls = _wait_until_finished(peer, conn)
+    worker.expect("done", TIMEOUT)  # of the command "work"
+    worker.expect("ran", TIMEOUT)
+    polls = wait_until_finished(peer, conn)
     ended = time.monotonic_ns()
     return {
         "seconds": (ended - began) / 1e9,
@@ -83,9 +97,9 @@ def _watch(
     }
 
 
-def _wait_until_finished(peer: Peer, conn: psycopg.Connection) -> int:
-    """How many looks it took."""
-    deadline = time.monotonic() + _TIMEOUT
+def wait_until_finished(peer: Peer, conn: psycopg.Connection, pause: float = _POLL) -> int:
+    """Until the database shows nothing unfinished, in looks `pause` apart; how many it took."""
+    deadline = time.monotonic() + TIMEOUT
     looks = 0
     while True:
         looks += 1
@@ -93,5 +107,5 @@ def _wait_until_finished(peer: Peer, conn: psycopg.Connection) -> int:
         if row is not None and not row[0]:
             return looks
         if time.monotonic() > deadline:
-            raise PeerFailed(f"{peer.name}: executions left unfinished after all bodies ended")
-        time.sleep(_POLL)
+            raise PeerFailed(f"{peer.name}: executions left unfinished")
+        time.sleep(pause)

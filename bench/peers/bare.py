@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from bench.peer import Here, Peer
-from bench.peers.protocol import Bodies, Payload, serve, url
+from bench.peers.protocol import INSERT_ORDER, Bodies, Payload, serve, url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +21,9 @@ PEER = Peer(
     environment=Here(),
     unfinished="select exists (select from bare_queue)",
     skips=("idle/*", "drain/sleep/tuned", "drain/cpu/tuned"),
+    can=frozenset({"keep", "transact"}),
     note="not a job system but the floor: psycopg, claim and finish in one statement, batches of"
-    " 100 (tuned: 500), in one thread; sleep and cpu in 10 threads",
+    " 100 (tuned: 500), in one thread; sleep, cpu and hold in 10 threads",
 )
 
 BATCH: Final = {"default": 100, "tuned": 500}
@@ -79,6 +80,12 @@ class BareAdapter:
         from psycopg.types.json import Json
 
         self._open().execute(INSERT, (task, Json(payload)))
+
+    async def transact(self, task: str | None, payload: Payload) -> None:
+        with self._open().transaction():
+            self._open().execute(INSERT_ORDER)
+            if task:
+                await self.enqueue(task, payload)
 
     async def start(self, settings: str, bodies: Bodies) -> None:
         self._worker = _Worker(_connect(), _connect(), BATCH[settings], bodies)
@@ -150,10 +157,13 @@ class _Worker:
         self._done.put(number)
 
     def _run(self) -> None:
-        bodies: dict[str, Callable[[], None]]
-        bodies = {"sleep": self._bodies.sleep, "cpu": self._bodies.cpu}
+        bodies: dict[str, Callable[[int], None]] = {
+            "sleep": lambda _: self._bodies.sleep(),
+            "cpu": lambda _: self._bodies.cpu(),
+            "hold": self._bodies.hold,
+        }
         while (row := self._jobs.get()) is not None:
-            bodies[row[1]]()
+            bodies[row[1]](row[2]["n"])
             self._done.put(row[0])
 
     def _wait_for(self, condition: Callable[[], bool]) -> None:

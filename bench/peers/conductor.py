@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bench.peer import Here, Peer
-from bench.peers.protocol import Bodies, Payload, serve, url
+from bench.peers.protocol import INSERT_ORDER, Bodies, Payload, serve, url
 
 if TYPE_CHECKING:
     from conductor_cli import Orchestrator
@@ -17,7 +17,8 @@ PEER = Peer(
     unfinished="select exists (select from conductor.executions"
     " where state in ('pending', 'running', 'waiting'))",
     skips=("*/*/tuned",),
-    note="default settings only: it adapts by itself; 10 threads",
+    can=frozenset({"keep", "later", "transact", "discard"}),
+    note="it adapts by itself, so no tuned settings; 10 threads; discard: retain_completed=0",
 )
 
 
@@ -35,7 +36,8 @@ class ConductorAdapter:
             self.versions = "conductor (checkout)"
         self._conductor = Conductor.create(url())
         self._bodies: Any = None  # the worker's, from `start` on
-        self._tasks = {made.name: made for made in self._make_tasks()}
+        self._caller: Any = None  # a connection of the caller's, for `transact`
+        self._tasks = {made.name: made for made in self.make_tasks()}
         self._orchestrator: Orchestrator | None = None
 
     async def setup(self) -> None:
@@ -47,12 +49,24 @@ class ConductorAdapter:
     async def enqueue(self, task: str, payload: Payload) -> None:
         self._conductor.invoke(self._tasks[task], payload)
 
+    async def enqueue_later(self, task: str, payloads: list[Payload], seconds: float) -> None:
+        self._conductor.invoke_many(self._tasks[task], payloads, delay=seconds)
+
+    async def transact(self, task: str | None, payload: Payload) -> None:
+        if self._caller is None:
+            import psycopg
+
+            self._caller = psycopg.connect(url(), autocommit=True)
+        with self._caller.transaction():
+            self._caller.execute(INSERT_ORDER)
+            if task:
+                self._conductor.invoke(self._tasks[task], payload, connection=self._caller)
+
     async def start(self, settings: str, bodies: Bodies) -> None:
-        del settings  # there is nothing to tune
         from conductor_cli import Orchestrator
 
         self._bodies = bodies
-        tasks = list(self._tasks.values())
+        tasks = self.make_tasks(**({"retain_completed": 0} if settings == "discard" else {}))
         self._orchestrator = Orchestrator.create(conductor=self._conductor, tasks=tasks)
         self._orchestrator.start(signals=False)
 
@@ -60,26 +74,31 @@ class ConductorAdapter:
         assert self._orchestrator is not None
         self._orchestrator.stop()
 
-    def _make_tasks(self) -> list[Any]:
+    def make_tasks(self, **options: Any) -> list[Any]:
+        """All the tasks that this process knows, with these options."""
         from conductor_cli import task
 
-        @task
+        @task(**options)
         def noop(n: int, to: str) -> None:  # noqa: ARG001
             self._bodies.noop()
 
-        @task
+        @task(**options)
         def sleep(n: int, to: str) -> None:  # noqa: ARG001
             self._bodies.sleep()
 
-        @task
+        @task(**options)
         def cpu(n: int, to: str) -> None:  # noqa: ARG001
             self._bodies.cpu()
 
-        @task
+        @task(**options)
         def stamp(n: int, to: str) -> None:  # noqa: ARG001
             self._bodies.stamp(n)
 
-        return [noop, sleep, cpu, stamp]
+        @task(**options)
+        def hold(n: int, to: str) -> None:  # noqa: ARG001
+            self._bodies.hold(n)
+
+        return [noop, sleep, cpu, stamp, hold]
 
 
 if __name__ == "__main__":

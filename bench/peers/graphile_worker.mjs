@@ -2,11 +2,10 @@
 
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
-import { setTimeout as pause } from "node:timers/promises";
 
 process.env.NO_LOG_SUCCESS = "1"; // read when the package loads
 const { Logger, makeWorkerUtils, run, runMigrations, WorkerPreset } = await import("graphile-worker");
-const { serve, url } = await import("./protocol.mjs");
+const { INSERT_ORDER, serve, url } = await import("./protocol.mjs");
 
 const SETTINGS = {
   default: { concurrentJobs: 10 },
@@ -27,8 +26,17 @@ const preset = (worker = {}) => ({
   worker: { connectionString: url, logger: quiet, crontabFile: "/nonexistent", ...worker },
 });
 
+const ADD_JOB = "select graphile_worker.add_job($1, $2::json)"; // what its manual has for this
+
 let utils;
 let runner;
+let client;
+
+async function connect() {
+  const connection = new (require("pg").Client)({ connectionString: url });
+  await connection.connect();
+  return connection;
+}
 
 async function open() {
   utils ??= await makeWorkerUtils({ preset: preset() });
@@ -56,16 +64,27 @@ await serve({
     await addJob(task, payload);
   },
 
+  async enqueueLater(task, payloads, seconds) {
+    const { addJobs } = await open();
+    const runAt = new Date(Date.now() + seconds * 1000);
+    await addJobs(payloads.map((payload) => ({ identifier: task, payload, runAt })));
+  },
+
+  async transact(task, payload) {
+    client ??= await connect();
+    await client.query("begin");
+    await client.query(INSERT_ORDER);
+    if (task) await client.query(ADD_JOB, [task, JSON.stringify(payload)]);
+    await client.query("commit");
+  },
+
   async start(settings, bodies) {
     const taskList = {
       noop: async () => bodies.noop(),
-      sleep: async () => {
-        bodies.begin();
-        await pause(1);
-        bodies.end();
-      },
+      sleep: () => bodies.sleep(),
       cpu: async () => bodies.cpu(),
       stamp: async ({ n }) => bodies.stamp(n),
+      hold: ({ n }) => bodies.hold(n),
     };
     const options = { preset: preset(SETTINGS[settings]), taskList, noHandleSignals: true };
     runner = await run({ ...options, parsedCronItems: [] });
@@ -76,6 +95,7 @@ await serve({
   },
 
   async close() {
+    await client?.end();
     await utils?.release();
   },
 });

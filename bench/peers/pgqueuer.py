@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.peer import Peer, Venv
-from bench.peers.protocol import Bodies, Payload, serve, url
+from bench.peers.protocol import HOLD, INSERT_ORDER, Bodies, Payload, serve, url
 
 if TYPE_CHECKING:
     from pgqueuer import PgQueuer
@@ -19,6 +19,7 @@ PEER = Peer(
     program="bench.peers.pgqueuer",
     environment=Venv(("pgqueuer==1.6.0", "asyncpg==0.32.0", "uvloop==0.23.0")),
     unfinished="select exists (select from pgqueuer where status in ('queued', 'picked'))",
+    can=frozenset({"transact"}),
     note="default: batches of 10, no limit on how many run at once; tuned: batches of 100",
 )
 
@@ -29,6 +30,7 @@ class PgqueuerAdapter:
     def __init__(self) -> None:
         self.versions = f"pgqueuer {version('pgqueuer')}, asyncpg {version('asyncpg')}"
         self._queries: Any = None
+        self._connection: Any = None  # what `_queries` works on
         self._worker: PgQueuer | None = None
         self._running: asyncio.Task[None] | None = None
 
@@ -43,6 +45,13 @@ class PgqueuerAdapter:
     async def enqueue(self, task: str, payload: Payload) -> None:
         queries = self._queries or await self._open()
         await queries.enqueue(task, json.dumps(payload).encode())
+
+    async def transact(self, task: str | None, payload: Payload) -> None:
+        await self._open()
+        async with self._connection.transaction():
+            await self._connection.execute(INSERT_ORDER)
+            if task:
+                await self.enqueue(task, payload)
 
     async def start(self, settings: str, bodies: Bodies) -> None:
         import asyncpg
@@ -63,7 +72,8 @@ class PgqueuerAdapter:
         from pgqueuer.queries import Queries
 
         if self._queries is None:
-            self._queries = Queries.from_asyncpg_connection(await asyncpg.connect(url()))
+            self._connection = await asyncpg.connect(url())
+            self._queries = Queries.from_asyncpg_connection(self._connection)
         return self._queries
 
 
@@ -88,6 +98,13 @@ def _register(worker: PgQueuer, bodies: Bodies) -> None:
     @worker.entrypoint("stamp")
     async def stamp(job: Job) -> None:
         bodies.stamp(_decode(job)["n"])
+
+    @worker.entrypoint("hold")
+    async def hold(job: Job) -> None:
+        bodies.note(_decode(job)["n"])
+        bodies.begin()
+        await asyncio.sleep(HOLD)
+        bodies.end()
 
 
 def _decode(job: Job) -> Payload:

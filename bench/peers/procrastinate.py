@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from bench.peer import Peer, Venv
-from bench.peers.protocol import Bodies, Payload, serve, url
+from bench.peers.protocol import HOLD, INSERT_ORDER, Bodies, Payload, serve, url
 
 if TYPE_CHECKING:
     from procrastinate import App
@@ -18,7 +18,8 @@ PEER = Peer(
     environment=Venv(("procrastinate==3.10.0", "psycopg[binary,pool]==3.3.9")),
     unfinished="select exists (select from procrastinate_jobs where status in ('todo', 'doing'))",
     skips=("*/*/tuned",),
-    max_count=2_000,
+    can=frozenset({"transact"}),
+    most={"default": 2_000},
     note="10 at once; it has no batches, so no tuned settings; 2,000 queued at most",
 )
 
@@ -27,6 +28,7 @@ class ProcrastinateAdapter:
     def __init__(self) -> None:
         self.versions = f"procrastinate {version('procrastinate')}, psycopg {version('psycopg')}"
         self._app: App | None = None
+        self._caller: Any = None  # a connection of the caller's, for `transact`
         self._bodies: Any = None  # the worker's, from `start` on
         self._running: asyncio.Task[None] | None = None
         self._tasks: dict[str, Any] = {}
@@ -43,6 +45,18 @@ class ProcrastinateAdapter:
         if self._app is None:
             await self._open()
         await self._tasks[task].defer_async(**payload)
+
+    async def transact(self, task: str | None, payload: Payload) -> None:
+        if self._caller is None:
+            import psycopg
+
+            await self._open()
+            self._caller = await psycopg.AsyncConnection.connect(url())
+        async with self._caller.transaction():
+            await self._caller.execute(INSERT_ORDER)
+            if task:
+                deferrer = self._tasks[task].configure(connection=self._caller)
+                await deferrer.defer_async(**payload)
 
     async def start(self, settings: str, bodies: Bodies) -> None:
         del settings  # only one
@@ -80,7 +94,13 @@ class ProcrastinateAdapter:
         async def stamp(n: int, to: str) -> None:  # noqa: ARG001
             self._bodies.stamp(n)
 
-        for body in (noop, sleep, cpu, stamp):
+        async def hold(n: int, to: str) -> None:  # noqa: ARG001
+            self._bodies.note(n)
+            self._bodies.begin()
+            await asyncio.sleep(HOLD)
+            self._bodies.end()
+
+        for body in (noop, sleep, cpu, stamp, hold):
             self._tasks[body.__name__] = app.task(name=body.__name__)(body)
 
 

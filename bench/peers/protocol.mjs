@@ -1,10 +1,13 @@
 // The Node.js side of the adapter protocol; protocol.py describes it.
 
+import { randomBytes } from "node:crypto";
 import { writeSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { setTimeout as pause } from "node:timers/promises";
 
 export const url = process.argv[2];
+export const HOLD = 10; // milliseconds that a `hold` sleeps
+export const INSERT_ORDER = "insert into bench_orders (note) values ('one order')";
 
 console.log = console.info = console.debug = console.error; // standard output is the protocol's
 
@@ -42,9 +45,22 @@ class Bodies {
     this.end();
   }
 
+  async sleep() {
+    this.begin();
+    await pause(1);
+    this.end();
+  }
+
   stamp(n) {
     this.stamps.push([n, now()]);
     this.begin();
+    this.end();
+  }
+
+  async hold(n) {
+    this.stamps.push([n, now()]);
+    this.begin();
+    await pause(HOLD);
     this.end();
   }
 
@@ -63,6 +79,24 @@ class Bodies {
 
 const payload = (n) => ({ n, to: `user-${n}@example.org` });
 
+/** Of at least `size` bytes of JSON each, padded with what hardly can be compressed. */
+function payloads(count, size = 0) {
+  const made = Array.from({ length: count }, (_, n) => payload(n));
+  if (size) {
+    const filler = randomBytes(size / 2 + 1).toString("hex");
+    for (const one of made) one.to += filler.slice(0, Math.max(size - JSON.stringify(one).length, 0));
+  }
+  return made;
+}
+
+async function repeat(call, seconds) {
+  let count = 0;
+  const spent = stopwatch();
+  const until = now() + seconds * 1e9;
+  while (now() < until) await call(payload(count++));
+  return spent(count);
+}
+
 function stopwatch() {
   const [began, cpu] = [now(), cpuNow()];
   return (count) => ({ count, seconds: (now() - began) / 1e9, cpu: cpuNow() - cpu });
@@ -74,28 +108,34 @@ export async function serve(adapter) {
   const commands = {
     setup: () => adapter.setup(),
 
-    async enqueue_many({ task, count }) {
-      const payloads = Array.from({ length: count }, (_, n) => payload(n));
+    async enqueue_many({ task, count, size }) {
+      const made = payloads(count, size);
       const spent = stopwatch();
-      await adapter.enqueueMany(task, payloads);
+      await adapter.enqueueMany(task, made);
       return spent(count);
     },
 
-    async enqueue_for({ task, seconds }) {
-      let count = 0;
+    async enqueue_later({ task, count, seconds }) {
+      const made = payloads(count);
       const spent = stopwatch();
-      const until = now() + seconds * 1e9;
-      while (now() < until) await adapter.enqueue(task, payload(count++));
+      await adapter.enqueueLater(task, made, seconds);
       return spent(count);
     },
 
-    async enqueue_paced({ task, pauses }) {
+    enqueue_for: ({ task, seconds }) => repeat((body) => adapter.enqueue(task, body), seconds),
+
+    transact_for: ({ task, seconds }) => repeat((body) => adapter.transact(task, body), seconds),
+
+    /** Keeps to the time-table: what comes too late is followed by the next at once. */
+    async enqueue_paced({ tasks, count, pauses }) {
       const sent = [];
-      for (const [n, seconds] of pauses.entries()) {
-        await pause(seconds * 1000);
+      let due = now();
+      for (let n = 0; n < count; n++) {
+        due += pauses[n % pauses.length] * 1e9;
+        await pause(Math.max((due - now()) / 1e6, 0));
         const body = payload(n);
         sent.push(now());
-        await adapter.enqueue(task, body);
+        await adapter.enqueue(tasks[n % tasks.length], body);
       }
       return { sent };
     },

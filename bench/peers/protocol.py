@@ -8,9 +8,13 @@ Then it answers each command, in order, with `{"event": "done", ...}`, or
 `{"event": "failed", "message": ...}`:
 
     {"do": "setup"}                                            install the peer's schema
-    {"do": "enqueue_many", "task": T, "count": N}              -> count, seconds, cpu (seconds)
+    {"do": "enqueue_many", "task": T, "count": N, "size": B}   -> count, seconds, cpu (seconds)
     {"do": "enqueue_for", "task": T, "seconds": S}             one by one -> count, seconds, cpu
-    {"do": "enqueue_paced", "task": T, "pauses": [S, ...]}     -> sent: when each call began, ns
+    {"do": "enqueue_paced", "tasks": [T, ...], "count": N, "pauses": [S, ...]}
+                              tasks and pauses in turn         -> sent: when each call began, ns
+    {"do": "enqueue_later", "task": T, "count": N, "seconds": S}   due S from now (if it `can`)
+    {"do": "transact_for", "task": T | null, "seconds": S}     one by one, each in a transaction of
+                              the caller's that also inserts an order (if it `can`) -> as above
     {"do": "work", "settings": "default" | "tuned", "count": N}  serve all tasks until "stop"
     {"do": "stop"}                                             -> ran, stamps: [[n, ns], ...]
 
@@ -20,11 +24,12 @@ End of input ends it. A working one also says, unasked,
     {"event": "ran", "at": ns}       the N-th task body has ended
 
 All moments are CLOCK_MONOTONIC in nanoseconds, which processes of one machine share. The tasks
-are `noop`, `sleep` (1 ms), `cpu` (100 µs of the thread's CPU time) and `stamp` (notes `n` and the
-moment); a payload is `{"n": 17, "to": "user-17@example.org"}`. This file is the Python side, with
-nothing but the standard library, for peers' environments have nothing else in common;
-`protocol.mjs` is the other one. Standard output is taken away from the peer's code, which may like
-to print.
+are `noop`, `sleep` (1 ms), `cpu` (100 µs of the thread's CPU time), `stamp` (notes `n` and the
+moment) and `hold` (the same, then sleeps 10 ms); a payload is `{"n": 17, "to":
+"user-17@example.org"}`, made longer to `size` bytes of JSON if asked. This file is the Python
+side, with nothing but the standard library, for peers' environments have nothing else in common;
+`protocol.mjs` is the other one. Standard output is taken away from the peer's code, which may
+like to print.
 """
 
 from __future__ import annotations
@@ -33,16 +38,22 @@ import asyncio
 import itertools
 import json
 import os
+import random
 import sys
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 Payload = dict[str, Any]
+
+HOLD: Final = 0.01  # seconds that a `hold` sleeps
+INSERT_ORDER: Final = "insert into bench_orders (note) values ('one order')"
+_READ_LIMIT: Final = 2**20  # bytes of one command
 
 
 class Adapter(Protocol):
@@ -66,10 +77,24 @@ class Adapter(Protocol):
         """Stop working, gracefully."""
 
 
+class Later(Protocol):
+    """What an adapter has besides when its peer can put off executions."""
+
+    async def enqueue_later(self, task: str, payloads: list[Payload], seconds: float) -> None:
+        """As `enqueue_many`, but due only `seconds` from now."""
+
+
+class Transacting(Protocol):
+    """What an adapter has besides when its peer can enqueue in a transaction of the caller's."""
+
+    async def transact(self, task: str | None, payload: Payload) -> None:
+        """One transaction on a connection of the caller's: INSERT_ORDER, then enqueue `task`."""
+
+
 class Bodies:
     """The task bodies, and what the harness wants to know of them. Thread-safe.
 
-    Async peers call `begin` and `end` around their own sleep; others call `noop` and so on.
+    Async peers call `note`, `begin` and `end` around their own sleep; others `noop` and so on.
     """
 
     def __init__(self, emit: Callable[..., None], count: int | None) -> None:
@@ -97,9 +122,18 @@ class Bodies:
         self.end()
 
     def stamp(self, n: int) -> None:
-        self.stamps.append((n, time.monotonic_ns()))
+        self.note(n)
         self.begin()
         self.end()
+
+    def hold(self, n: int) -> None:
+        self.note(n)
+        self.begin()
+        time.sleep(HOLD)
+        self.end()
+
+    def note(self, n: int) -> None:
+        self.stamps.append((n, time.monotonic_ns()))
 
     def begin(self) -> None:
         if not self._begun:
@@ -135,7 +169,7 @@ def serve(
 
 class _Server:
     def __init__(self, adapter: Adapter) -> None:
-        self._adapter = adapter
+        self._adapter: Any = adapter  # may also be Later, Transacting
         self._out = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
         self._writing = threading.Lock()
@@ -144,7 +178,7 @@ class _Server:
     async def run(self) -> None:
         python = ".".join(map(str, sys.version_info[:3]))
         self._emit("hello", versions=f"{self._adapter.versions}, Python {python}")
-        commands = asyncio.StreamReader()
+        commands = asyncio.StreamReader(limit=_READ_LIMIT)
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(commands), sys.stdin
         )
@@ -161,28 +195,36 @@ class _Server:
     async def _setup(self) -> None:
         await self._adapter.setup()
 
-    async def _enqueue_many(self, task: str, count: int) -> dict[str, Any]:
-        payloads = [_payload(n) for n in range(count)]
+    async def _enqueue_many(self, task: str, count: int, size: int = 0) -> dict[str, Any]:
+        payloads = _payloads(count, size)
         began, cpu = time.monotonic_ns(), time.process_time_ns()
         await self._adapter.enqueue_many(task, payloads)
         return _spent(count, began, cpu)
 
-    async def _enqueue_for(self, task: str, seconds: float) -> dict[str, Any]:
-        count = 0
+    async def _enqueue_later(self, task: str, count: int, seconds: float) -> dict[str, Any]:
+        payloads = _payloads(count)
         began, cpu = time.monotonic_ns(), time.process_time_ns()
-        until = began + seconds * 1e9
-        while time.monotonic_ns() < until:
-            await self._adapter.enqueue(task, _payload(count))
-            count += 1
+        await self._adapter.enqueue_later(task, payloads, seconds)
         return _spent(count, began, cpu)
 
-    async def _enqueue_paced(self, task: str, pauses: list[float]) -> dict[str, Any]:
+    async def _enqueue_for(self, task: str, seconds: float) -> dict[str, Any]:
+        return await _repeat(partial(self._adapter.enqueue, task), seconds)
+
+    async def _transact_for(self, task: str | None, seconds: float) -> dict[str, Any]:
+        return await _repeat(partial(self._adapter.transact, task), seconds)
+
+    async def _enqueue_paced(
+        self, tasks: list[str], count: int, pauses: list[float]
+    ) -> dict[str, Any]:
+        """Keeps to the time-table: what comes too late is followed by the next at once."""
         sent = []
-        for number, pause in enumerate(pauses):
-            await asyncio.sleep(pause)
+        due = time.monotonic()
+        for number in range(count):
+            due += pauses[number % len(pauses)]
+            await asyncio.sleep(max(due - time.monotonic(), 0))
             payload = _payload(number)
             sent.append(time.monotonic_ns())
-            await self._adapter.enqueue(task, payload)
+            await self._adapter.enqueue(tasks[number % len(tasks)], payload)
         return {"sent": sent}
 
     async def _work(self, settings: str, count: int | None = None) -> None:
@@ -201,6 +243,26 @@ class _Server:
 
 def _payload(n: int) -> Payload:
     return {"n": n, "to": f"user-{n}@example.org"}
+
+
+def _payloads(count: int, size: int = 0) -> list[Payload]:
+    """Of at least `size` bytes of JSON each, padded with what hardly can be compressed."""
+    payloads = [_payload(n) for n in range(count)]
+    if size:
+        filler = random.Random(7).randbytes(size // 2 + 1).hex()
+        for payload in payloads:
+            payload["to"] += filler[: max(size - len(json.dumps(payload)), 0)]
+    return payloads
+
+
+async def _repeat(call: Callable[[Payload], Awaitable[None]], seconds: float) -> dict[str, Any]:
+    count = 0
+    began, cpu = time.monotonic_ns(), time.process_time_ns()
+    until = began + seconds * 1e9
+    while time.monotonic_ns() < until:
+        await call(_payload(count))
+        count += 1
+    return _spent(count, began, cpu)
 
 
 def _spent(count: int, began: int, cpu: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import threading
 import time
 from contextlib import suppress
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from conductor_cli import database, errors, orchestrator, telemetry
@@ -16,7 +15,7 @@ from conductor_cli.service import Deadline, backoff
 from conductor_cli.web import WebServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from concurrent.futures import Future
 
     from conductor_cli.config import Config
@@ -40,8 +39,9 @@ class Daemon:
     def __init__(self, served: Orchestrator, config: Config) -> None:
         self._served = served
         self._config = config
-        self._notes: SimpleQueue[Callable[[], None]] = SimpleQueue()  # its put() is reentrant
+        self._notes = process.Notes()
         self._code: int | None = None
+        self._death: Died | None = None
         self._why_not: str | None = "the server is starting"
         self._is_up = False
         self._asked_at: float | None = None
@@ -63,9 +63,11 @@ class Daemon:
         self._web.start()
         threading.Thread(target=self._start, name="starter", daemon=True).start()
         while self._code is None:
-            self._next_note()()
+            (self._notes.get(self._deadline) or self._run_out_of_time)()
         self._web.stop()
         self._web.join(Deadline(PATIENCE_WITH_WEB))
+        if self._death is not None:
+            raise self._death
         return self._code
 
     @property
@@ -77,12 +79,6 @@ class Daemon:
     def time_left(self) -> float:
         """Seconds until the process should be gone."""
         return self._deadline.remaining or 0.0
-
-    def _next_note(self) -> Callable[[], None]:
-        try:
-            return self._notes.get(timeout=self._deadline.remaining)
-        except Empty:
-            return self._run_out_of_time
 
     def _end(self, code: int) -> None:
         self._code = code
@@ -146,6 +142,11 @@ class Daemon:
             case _:
                 raise Died(f"A part of the server died: {_told(error)}") from error
 
+    def _lose_web(self, error: BaseException) -> None:
+        """No longer to be looked at, it stops as if asked to, and says why."""
+        self._death = Died(f"The web server died: {_told(error)}")
+        self._asked(time.monotonic())
+
     def _stop(self) -> None:
         threading.Thread(target=self._stop_quietly, name="stopper", daemon=True).start()
 
@@ -160,9 +161,6 @@ class Daemon:
 
     def _web_died(self, _service: Service, error: BaseException) -> None:
         self._notes.put(partial(self._lose_web, error))
-
-    def _lose_web(self, error: BaseException) -> None:
-        raise Died(f"The web server died: {_told(error)}") from error
 
     def _start(self) -> None:
         try:

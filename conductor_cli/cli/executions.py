@@ -25,7 +25,6 @@ LISTED: Final = 100
 ACTED_UPON: Final = 10_000
 PREVIEWED: Final = 20
 NOTHING_CHANGED: Final = 1
-COLUMNS: Final = ("id", "task", "queue", "state", "attempt", "created_at", "run_at", "error")
 
 
 class ListByDefault(options.Group):
@@ -228,15 +227,27 @@ def _tell(act: Act, now: Sequence[Execution], changed: Collection[UUID], *, each
 def _show(found: Sequence[Execution], *, as_json: bool) -> None:
     if as_json:
         output.json(found)
-    elif found or not output.is_terminal():
+    elif not output.is_terminal():
         output.table(COLUMNS, [_row(each) for each in found])
+    elif found:
+        output.table(SHORT, [_short(each) for each in found])
     else:
         output.tell("There are none.")
 
 
+COLUMNS: Final = ("id", "task", "queue", "state", "attempt", "created_at", "run_at", "error")
+SHORT: Final = ("id", "task", "queue", "state", "age", "error")
+
+
 def _row(each: Execution) -> tuple[object, ...]:
-    error = f"{each.error.type}: {each.error.message}" if each.error else ""
-    return (
-        each.id, each.task, each.queue, each.state, each.attempt, each.created_at, each.run_at,
-        output.cut(error, 100),
-    )  # fmt: skip
+    moments = (each.created_at, each.run_at)
+    return (each.id, each.task, each.queue, each.state, each.attempt, *moments, _error(each))
+
+
+def _short(each: Execution) -> tuple[object, ...]:
+    short, age = str(each.id)[: output.SHORT_ID], output.age(each.created_at)
+    return (short, each.task, each.queue, each.state, age, _error(each))
+
+
+def _error(each: Execution) -> str:
+    return output.cut(f"{each.error.type}: {each.error.message}", 100) if each.error else ""

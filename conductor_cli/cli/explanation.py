@@ -64,7 +64,7 @@ def _running(standing: Standing) -> list[str]:
 
 
 def _later(execution: Execution, seconds: float) -> str:
-    when = f"{output.moment(execution.run_at)}, in {_duration(seconds)}"
+    when = f"{output.moment(execution.run_at)}, in {output.duration(seconds)}"
     if execution.failures:
         times = "once" if execution.failures == 1 else f"{execution.failures} times"
         return f"It has failed {times}, and will be retried at {when}."
@@ -90,10 +90,3 @@ def _ahead(standing: Standing) -> str:
         return "It is the next of its queue."
     many = "10,000 or more are" if standing.ahead >= 10_000 else f"{standing.ahead:,} are"
     return f"{'1 is' if standing.ahead == 1 else many} ahead of it in its queue."
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

@@ -24,6 +24,9 @@ def report(error: Exception, *, debug: bool) -> int:
     """Say what happened, a line for each problem, and return the exit code it stands for."""
     if debug:
         output.tell(telemetry.redact("".join(traceback.format_exception(error)).rstrip()))
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return BAD_USAGE
     for line in lines(error):
         output.tell(f"Error: {output.plain(telemetry.redact(line))}")
     return exit_code(error)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import datetime
     from typing import TextIO
+
+SHORT_ID: Final = 18  # characters: enough to be unique, and to be found by
 
 
 def prepare() -> None:
@@ -86,12 +90,26 @@ def plain(text: str) -> str:
     return text if text.isprintable() else "".join(map(_plain, text))
 
 
-def moment(value: object) -> str:
+def moment(value: datetime | None) -> str:
     """A moment to the second, in UTC."""
-    from datetime import UTC, datetime
+    from datetime import UTC
 
-    assert isinstance(value, datetime)
+    if value is None:
+        return ""
     return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def age(value: datetime) -> str:
+    """How long ago a moment was, by this clock."""
+    return duration(max(0.0, time.time() - value.timestamp()))
+
+
+def duration(seconds: float) -> str:
+    """A duration, roughly."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def cut(text: str, limit: int) -> str:
@@ -109,9 +127,11 @@ def _rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-    for number, column in enumerate(columns):
-        shown.add_column(column, overflow="fold", no_wrap=number == 0)
+    shown = Table(
+        box=box.SIMPLE_HEAD, title=title or None, title_justify="left", padding=(0, 1, 0, 0)
+    )
+    for column in columns:
+        shown.add_column(column, overflow="fold", no_wrap=column != columns[-1])
     for row in rows:
         shown.add_row(*map(Text, row))
     Console().print(shown)

@@ -4,17 +4,50 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import select
 import signal
 import socket
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NoReturn
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from conductor_cli.service import Deadline
+
 STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 FORWARDED: Final = (*STOPS, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Notes:
+    """What signal handlers and other threads want the main thread to do. Made by the main thread.
+
+    It waits on a pipe and not on a lock: a signal that comes in the moment before a lock is waited
+    for does not end that wait, so that its handler would run only after the next one.
+    """
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], object]] = SimpleQueue()  # its put() is reentrant
+        self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)
+        signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+
+    def put(self, call: Callable[[], object]) -> None:
+        """From any thread, and from a signal handler."""
+        self._calls.put(call)
+        with suppress(BlockingIOError):  # it is full: the reader wakes anyway
+            os.write(self._write_end, b"!")
+
+    def get(self, deadline: Deadline) -> Callable[[], object] | None:
+        """The next one; None when the deadline passed first."""
+        while True:
+            with suppress(Empty):
+                return self._calls.get_nowait()
+            if not select.select([self._read_end], [], [], deadline.remaining)[0]:
+                return None
+            os.read(self._read_end, 4096)
 
 
 def begin(on_stop: Callable[[], object]) -> None:
@@ -25,6 +58,7 @@ def begin(on_stop: Callable[[], object]) -> None:
     if os.getpid() == 1:
         _leave_init_behind()
     hear(on_stop)
+    os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_forget)
     with suppress(Exception):  # stderr is closed
         faulthandler.register(signal.SIGUSR1, file=sys.__stderr__ or sys.stderr, all_threads=True)
 
@@ -47,6 +81,23 @@ def notify(state: str) -> None:
         out.sendall(state.encode())
 
 
+def _hold() -> None:
+    """A signal that comes for a child before it is one waits."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+
+
+def _let_go() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+def _forget() -> None:
+    """What a task forks is not this server: it can be ended as any process can."""
+    signal.set_wakeup_fd(-1)
+    for number in STOPS:
+        signal.signal(number, signal.SIG_DFL)
+    _let_go()
+
+
 def _leave_init_behind() -> None:
     """As the first process of a container: stay as its init, and go on in a child.
 
@@ -54,24 +105,23 @@ def _leave_init_behind() -> None:
     server cannot do that beside its tasks: to collect whatever ends would take from a task's
     subprocess.run() the exit code it waits for.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    heard = {*FORWARDED, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, heard)
     child = os.fork()
-    if child:
-        _be_init(child)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+    while child:
+        number = signal.sigwait(heard)
+        if number == signal.SIGCHLD:
+            _collect(child)
+        else:
+            with suppress(ProcessLookupError):
+                os.kill(child, number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
 
 
-def _be_init(child: int) -> NoReturn:
-    for number in FORWARDED:
-        signal.signal(number, lambda number, _: _forward(child, number))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
-    while True:
-        ended, status = os.wait()
-        if ended == child:
-            code = os.waitstatus_to_exitcode(status)
-            os._exit(code if code >= 0 else 128 - code)
-
-
-def _forward(child: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(child, number)
+def _collect(server: int) -> None:
+    """Collect what has ended; end with the server."""
+    with suppress(ChildProcessError):  # there is none left
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == server:
+                code = os.waitstatus_to_exitcode(ended[1])
+                os._exit(code if code >= 0 else 128 - code)

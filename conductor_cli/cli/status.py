@@ -50,24 +50,32 @@ def _read(conn: Connection) -> Status:
     return Status(leader, servers, reports.queues(conn), reports.unserved(conn))
 
 
-SERVERS: Final = (
-    *("server", "leader", "host", "pid", "version", "queues", "running", "state"),
-    *("beat_seconds_ago", "started_at"),
-)
 QUEUES: Final = (
     *("queue", "ready", "scheduled", "retrying", "blocked", "waiting", "running"),
     *("oldest_ready_seconds", "finished_last_minute", "failed_last_minute"),
 )
+SHORT_QUEUES: Final = (
+    *("queue", "ready", "later", "retry", "held", "wait", "run"),
+    *("oldest (s)", "done/min", "bad/min"),
+)
+SERVERS: Final = (
+    *("server", "leads", "host", "pid", "version", "running", "state", "beat_seconds_ago"),
+    *("started_at", "queues"),
+)
+SHORT_SERVERS: Final = ("server", "leads", "host", "pid", "run", "state", "age", "queues")
 UNSERVED: Final = ("queue", "task", "count", "oldest_seconds")
 
 
 def _show(found: Status) -> None:
-    if found.servers:
-        output.table(SERVERS, [_server(each) for each in found.servers], "Servers")
-    else:
+    people = output.is_terminal()
+    if not found.servers:
         output.say("No server runs: start one with `conductor start-server`.")
+    elif people:
+        output.table(SHORT_SERVERS, [_short_server(each) for each in found.servers], "Servers")
+    else:
+        output.table(SERVERS, [_server(each) for each in found.servers])
     output.say("")
-    output.table(QUEUES, _rows(found.queues, QUEUES), "Queues")
+    output.table(SHORT_QUEUES if people else QUEUES, _rows(found.queues, QUEUES), "Queues")
     if found.unserved:
         output.say("")
         output.table(UNSERVED, _rows(found.unserved, UNSERVED), "Due, and served by no server")
@@ -78,8 +86,16 @@ def _rows(reports: Iterable[object], columns: Iterable[str]) -> list[list[object
 
 
 def _server(each: ServerReport) -> tuple[object, ...]:
-    state = "stopping" if each.stopping else "alive"
-    return (
-        each.id, each.leader, each.hostname, each.pid, each.version, each.queues, each.running,
-        state if each.alive else "silent", each.last_beat_seconds, each.started_at,
-    )  # fmt: skip
+    who = (each.id, each.leader, each.hostname, each.pid, each.version, each.running)
+    return (*who, _state(each), each.last_beat_seconds, each.started_at, each.queues)
+
+
+def _short_server(each: ServerReport) -> tuple[object, ...]:
+    who = (str(each.id)[: output.SHORT_ID], each.leader, each.hostname, each.pid, each.running)
+    return (*who, _state(each), output.age(each.started_at), each.queues)
+
+
+def _state(each: ServerReport) -> str:
+    if not each.alive:
+        return f"silent for {output.duration(each.last_beat_seconds)}"
+    return "stopping" if each.stopping else "alive"

@@ -90,7 +90,8 @@ EXCHANGE: Final = Statement(
     -- skip each other's rows. Rows of the batch are taken in id order and only if this claim
     -- still holds them; one that somebody else has locked (a cancel that is not committed) is
     -- left for later rather than waited for. Whether a row was cancelled is decided on the
-    -- row itself, so that a cancel before this commit is never lost.
+    -- row itself, so that a cancel before this commit is never lost. (state::text: statistics
+    -- that know of no running rows would have all of them read by live_owner.)
     with outcome as materialized (
         select o.id, o.token, o.state, o.result, o.error, o.keep
         from unnest(%(ids)s::uuid[], %(tokens)s::bigint[], %(states)s::text[],
@@ -99,7 +100,7 @@ EXCHANGE: Final = Statement(
     ), held as materialized (
         select l.id, o.state, o.result, o.error, o.keep
         from outcome o
-        join conductor.live l on l.id = o.id and l.token = o.token and l.state = 'x'
+        join conductor.live l on l.id = o.id and l.token = o.token and l.state::text = 'x'
         order by l.id
         for update of l skip locked
     ), gone as (
@@ -230,7 +231,7 @@ REQUEUE: Final = Statement(
     ), held as materialized (
         select l.id, o.delay, o.failures, o.attempts, o.error
         from outcome o
-        join conductor.live l on l.id = o.id and l.token = o.token and l.state = 'x'
+        join conductor.live l on l.id = o.id and l.token = o.token and l.state::text = 'x'
             and l.flags & 1 = 0
         order by l.id
         for update of l skip locked

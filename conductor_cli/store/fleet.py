@@ -469,6 +469,7 @@ PRUNE: Final = Statement(
         where ctid = any (array(
             select ctid from conductor.history_other
             where expires_at <= conductor.now()
+            order by expires_at
             limit %(limit)s
             for update skip locked))
         returning 1

@@ -67,7 +67,8 @@ def get_many(conn: Connection, ids: Sequence[UUID]) -> list[Execution]:
 LIST: Final = Statement(
     row=ExecutionRow,
     sql="""
-    -- Each half is cut to the limit before they meet: history by its index on created_at.
+    -- Each part is cut to the limit before they meet: history by its indexes on created_at, of
+    -- which the second part has one of its own, whatever the plan.
     with found as (
         (select id from conductor.live
          where (%(task)s::text is null or task = %(task)s)
@@ -80,14 +81,24 @@ LIST: Final = Statement(
          order by created_at desc, id desc limit %(limit)s)
         union all
         (select id from conductor.history
-         where (%(task)s::text is null or task = %(task)s)
+         where coalesce(%(state)s::text, 'completed') = 'completed'
+           and (%(state)s::text is null or state = 'c')
+           and (%(task)s::text is null or task = %(task)s)
            and (%(queue)s::text is null or queue = %(queue)s)
            and (%(group)s::text is null or group_key = %(group)s)
            and (%(since)s::timestamptz is null or created_at >= %(since)s)
            and (%(error)s::text is null or strpos(error::text, %(error)s) > 0)
-           and (%(state)s::text is null or %(state)s = case state
-                when 'c' then 'completed' when 'f' then 'failed' else 'cancelled' end)
-           and (coalesce(%(state)s::text, 'completed') = 'completed' or state <> 'c')
+           and expires_at > conductor.now()
+         order by created_at desc limit %(limit)s)
+        union all
+        (select id from conductor.history
+         where state <> 'c' and %(state)s::text in ('failed', 'cancelled')
+           and %(state)s = case state when 'f' then 'failed' else 'cancelled' end
+           and (%(task)s::text is null or task = %(task)s)
+           and (%(queue)s::text is null or queue = %(queue)s)
+           and (%(group)s::text is null or group_key = %(group)s)
+           and (%(since)s::timestamptz is null or created_at >= %(since)s)
+           and (%(error)s::text is null or strpos(error::text, %(error)s) > 0)
            and expires_at > conductor.now()
          order by created_at desc limit %(limit)s)
     )

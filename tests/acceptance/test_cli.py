@@ -46,6 +46,12 @@ def test_help_names_every_command_and_imports_little_but_click() -> None:
     assert not imported.intersection(heavy)
 
 
+def test_without_a_command_it_shows_its_help(project: Project) -> None:
+    done = project.run()
+    assert (done.code, done.out) == (2, "")
+    assert "\n  start-server " in done.err
+
+
 def test_it_tells_its_version(project: Project) -> None:
     assert __version__ in project.run("--version").out
 

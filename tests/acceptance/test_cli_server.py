@@ -274,7 +274,7 @@ def test_sigusr1_tells_the_stacks_of_all_threads(project: Project) -> None:
         server.wait_until_ready()
         server.signal(signal.SIGUSR1)
         server.wait_for("most recent call first")
-        server.wait_for("in _next_note")
+        server.wait_for("daemon.py")
         server.signal(signal.SIGTERM)
         assert server.end() == 0
 

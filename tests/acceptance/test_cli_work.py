@@ -169,6 +169,12 @@ def test_drain_that_is_told_to_stop_is_exit_code_4(project: Project) -> None:
     assert shown(project, id)["state"] == "completed"
 
 
+def test_what_a_task_forks_can_be_ended_by_a_signal(project: Project) -> None:
+    id = invoke(project, "fork")
+    assert project.run("drain", "--timeout", "10").code == 0
+    assert shown(project, id)["result"] == signal.SIGTERM
+
+
 def test_drain_brings_an_empty_database_up_to_date(tmp_path: Path, empty_database_url: str) -> None:
     project = Project(tmp_path, empty_database_url)
     assert project.run("drain").code == 0

@@ -227,6 +227,13 @@ def test_replace_gives_a_pending_one_new_content(conn: Connection, clock: Clock)
     assert row.run_at == now + timedelta(seconds=60)
 
 
+def test_of_replacements_in_one_batch_the_last_counts(conn: Connection) -> None:
+    first = spec(dedupe_key="k", payload=0)
+    others = [spec(dedupe_key="k", on_duplicate="replace", payload=i) for i in range(1, 30)]
+    assert enqueue(conn, first, *others) == _met(*[(each, first) for each in others])
+    assert live(conn, UUID(first["id"])).payload == 29
+
+
 def test_replace_makes_a_scheduled_one_ready(conn: Connection, ears: Ears) -> None:
     first = add(conn, dedupe_key="k", delay=3600)
     ears.heard()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import re
 import typing
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -15,14 +13,11 @@ import psycopg
 import pytest
 from psycopg import pq
 
-import conductor_cli
-from conductor_cli.database import Statement
+from tests.support.statements import all_statements, numbered
 
 if TYPE_CHECKING:
-    from conductor_cli.database import Connection
+    from conductor_cli.database import Connection, Statement
 
-PACKAGE: Final = Path(conductor_cli.__file__).parent
-PARAMETER: Final = re.compile(r"%\((\w+)\)s")
 OIDS: Final[dict[Any, tuple[str, ...]]] = {
     UUID: ("uuid",),
     int: ("int2", "int4", "int8"),
@@ -35,19 +30,7 @@ OIDS: Final[dict[Any, tuple[str, ...]]] = {
 }
 
 
-def _statements() -> dict[str, Statement[Any]]:
-    """All there are, by module and name."""
-    found = {}
-    for file in sorted(PACKAGE.rglob("*.py")):
-        names = re.findall(r"^(\w+)\b.*= Statement\(", file.read_text(), re.MULTILINE)
-        if names:
-            parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
-            module = importlib.import_module(".".join(parts))
-            found |= {f"{'.'.join(parts[1:])}.{name}": getattr(module, name) for name in names}
-    return found
-
-
-STATEMENTS: Final = _statements()
+STATEMENTS: Final = all_statements()
 every = pytest.mark.parametrize("name", STATEMENTS)
 
 
@@ -64,14 +47,12 @@ def _without_none(hint: Any) -> Any:
     return inner[0] if type(None) in typing.get_args(hint) else hint
 
 
-def _describe(conn: Connection, sql: str) -> list[tuple[str, str, bool]]:
+def _describe(conn: Connection, statement: Statement[Any]) -> list[tuple[str, str, bool]]:
     """Name, type and whether it is an array, of each column; parameters have no types.
 
     That is how psycopg sends None: a statement that works only with typed ones would fail then.
     """
-    names = list(dict.fromkeys(PARAMETER.findall(sql)))
-    numbered = PARAMETER.sub(lambda found: f"${names.index(found[1]) + 1}", sql)
-    prepared = conn.pgconn.prepare(b"it", numbered.encode())
+    prepared = conn.pgconn.prepare(b"it", numbered(statement).encode())
     assert prepared.status == pq.ExecStatus.COMMAND_OK, prepared.get_error_message()
     described = conn.pgconn.describe_prepared(b"it")
     columns = []
@@ -95,7 +76,7 @@ def test_every_statement_is_accepted_and_its_columns_are_its_row(
     conn: Connection, name: str
 ) -> None:
     statement = STATEMENTS[name]
-    described = _describe(conn, statement.sql)
+    described = _describe(conn, statement)
     if statement.row in OIDS:
         expected = {described[0][0]: statement.row}
     else:

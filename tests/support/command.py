@@ -32,7 +32,7 @@ port = 0
 
 WORK: Final = '''
 """The tasks of a test."""
-import os, subprocess, sys, time
+import os, signal, subprocess, sys, time
 from pathlib import Path
 from conductor_cli import Cancel, Context, Fail, Retry, cron, task
 
@@ -97,6 +97,16 @@ def ask(ctx: Context) -> int:
 def too_slow() -> None:
     while True:
         time.sleep(0.01)
+
+@task
+def fork() -> int:
+    """By which signal a child of its own ends that is told to end."""
+    child = os.fork()
+    if child == 0:
+        while True:
+            signal.pause()
+    os.kill(child, signal.SIGTERM)
+    return os.WTERMSIG(os.waitpid(child, 0)[1])
 
 @task
 def leave_orphan() -> int:

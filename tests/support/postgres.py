@@ -26,7 +26,9 @@ from conductor_cli.embedded.place import SERVER_ACCOUNTS, Account
 from conductor_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from conductor_cli.database import Connection
 
 GIVEN: Final = "CONDUCTOR_TEST_DATABASE_URL"
 DEBIAN: Final = Path("/usr/lib/postgresql/15/bin")  # the oldest that is supported
@@ -71,15 +73,15 @@ class Server:
         self._numbers = itertools.count(1)
         self._admin = psycopg.connect(url, autocommit=True)
         self._lock = threading.Lock()
-        self._template: str | None = None
+        self._templates: dict[str, str] = {}
         self._over: list[str] = []
 
     def close(self) -> None:
         """Drop everything that was made."""
         self._drop_what_is_over()
-        if self._template is not None:
-            self._run("alter database {} is_template false", self._template)
-            self._drop(self._template)
+        for template in self._templates.values():
+            self._run("alter database {} is_template false", template)
+            self._drop(template)
         self._admin.close()
 
     @contextlib.contextmanager
@@ -89,11 +91,12 @@ class Server:
             yield url
 
     @contextlib.contextmanager
-    def migrated(self) -> Iterator[str]:
-        """A database with the current schema; yields its URL."""
-        if self._template is None:
-            self._template = self._make_template()
-        with self._database(self._template) as url:
+    def migrated(self, filled: Callable[[Connection], None] | None = None) -> Iterator[str]:
+        """A database with the current schema; yields its URL.
+
+        What ``filled`` puts into it is made once, and copied from then on.
+        """
+        with self._database(self._template(filled)) as url:
             yield url
 
     @contextlib.contextmanager
@@ -107,13 +110,20 @@ class Server:
         finally:
             self._over.append(name)
 
-    def _make_template(self) -> str:
-        name = f"{self._prefix}_template"
-        self._create(name, "template0")
-        with psycopg.connect(self._url_of(name), autocommit=True) as conn:
-            conn.execute(migrate.script(None).encode())
-        self._run("alter database {} is_template true", name)
-        return name
+    def _template(self, filled: Callable[[Connection], None] | None) -> str:
+        key = "empty" if filled is None else filled.__name__
+        if key not in self._templates:
+            base = "template0" if filled is None else self._template(None)
+            name = f"{self._prefix}_{key}"
+            self._create(name, base)
+            with psycopg.connect(self._url_of(name), autocommit=True) as conn:
+                if filled is None:
+                    conn.execute(migrate.script(None).encode())
+                else:
+                    filled(conn)
+            self._run("alter database {} is_template true", name)
+            self._templates[key] = name
+        return self._templates[key]
 
     def _drop_what_is_over(self) -> None:
         while self._over:

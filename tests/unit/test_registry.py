@@ -218,7 +218,7 @@ def test_a_wrong_option_is_refused_with_its_place(options: dict[str, Any], probl
     ("name", "hint"),
     [
         ("max_attempt", " Did you mean 'max_attempts'?"),
-        ("retries", " Did you mean 'retry'?"),
+        ("rety", " Did you mean 'retry'?"),
         ("que", " Did you mean 'queue'?"),
         ("zzzzzz", ""),
     ],
