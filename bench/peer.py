@@ -70,7 +70,3 @@ class Peer:
             return False
         cell = f"{measure}/{case}/{settings}"
         return not any(fnmatch(cell, pattern) for pattern in self.skips)
-
-    def count(self, wanted: int, settings: Settings) -> int:
-        """How many executions to queue when `wanted` were asked for."""
-        return min(wanted, self.most.get(settings, wanted))

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 DATABASE: Final = "bench_run"
 SETUP_TIMEOUT: Final = 60.0  # seconds
+OWN: Final[Mapping[str, Settings]] = {"conductor": "default"}
+FEW: Final[Mapping[str, Settings]] = {"conductor": "default", "bare": "default"}
+_BRIEFLY: Final = 10  # times fewer for a slow peer in a smoke test
+_AT_LEAST: Final = 25
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,12 @@ class Stage:
         finally:
             meter.close()
             self.postgres.drop(DATABASE)
+
+    def count(self, peer: Peer, wanted: int, settings: Settings) -> int:
+        """How many executions to queue for this peer, which may be slow."""
+        if (most := peer.most.get(settings)) is None:
+            return wanted
+        return min(wanted, max(most // _BRIEFLY, _AT_LEAST) if self.plan.brief else most)
 
     def keep_as(self, template: str) -> None:
         """Keep a vacuumed copy of the present database, which nobody may be connected to."""

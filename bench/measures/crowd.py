@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from bench.measures.columns import Column, Table
 from bench.measures.drain import wait_until_finished
 from bench.process import PeerFailed, PeerProcess
-from bench.stage import DATABASE, say
+from bench.stage import DATABASE, OWN, say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,11 +41,12 @@ _LATER: Final = 86_400.0  # seconds
 
 def measure(stage: Stage) -> None:
     """Fill each database once, keep a copy, and measure on copies of that."""
+    among = OWN if stage.plan.brief else AMONG
     for case in (table.case for table in TABLES):
         able = {
-            peer.name: AMONG[peer.name]
+            peer.name: among[peer.name]
             for peer in stage.peers
-            if peer.name in AMONG and (case not in _NEEDS or _NEEDS[case] in peer.can)
+            if peer.name in among and (case not in _NEEDS or _NEEDS[case] in peer.can)
         }
         stage.measure(NAME, [(case, "default"), (case, "tuned")], _crowd, among=able)
     for peer in stage.peers:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from bench.measures.columns import COST, Column, Table
 from bench.meters import process_cpu, process_peak, process_rss, server_cpu
 from bench.process import PeerFailed, PeerProcess
-from bench.stage import DATABASE
+from bench.stage import DATABASE, FEW
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,13 +31,12 @@ _POLL: Final = 0.002  # seconds between looks at what is unfinished, after the l
 
 
 def measure(stage: Stage) -> None:
-    cases: list[tuple[str, Settings]] = []
-    for table in TABLES:
-        cases += [(table.case, "default"), (table.case, "tuned")]
-    cases.insert(2, ("noop", "discard"))
-    if stage.plan.brief:  # tuned settings with one task, others with the default ones
-        cases = [each for each in cases if each[0] == "noop" or each[1] == "default"]
-    stage.measure(NAME, cases, _drain)
+    every: tuple[Settings, ...] = ("default", "tuned", "discard")
+    noop, *others = (table.case for table in TABLES)
+    stage.measure(NAME, [(noop, settings) for settings in every], _drain)
+    among = FEW if stage.plan.brief else None
+    cases = [(task, settings) for task in others for settings in every[:2]]
+    stage.measure(NAME, cases, _drain, among=among)
 
 
 def _drain(stage: Stage, peer: Peer, case: str, settings: Settings) -> Mapping[str, float | None]:
@@ -48,7 +47,7 @@ def drain(
     stage: Stage, peer: Peer, task: str, settings: Settings, count: int, size: int = 0
 ) -> dict[str, float | None]:
     """Queue `count` executions with payloads of `size` bytes, then work them off."""
-    count = peer.count(count, settings)
+    count = stage.count(peer, count, settings)
     with stage.fresh_database(peer) as (url, meter):
         with PeerProcess(peer, url, "producer") as producer:
             done = producer.call("enqueue_many", TIMEOUT, task=task, count=count, size=size)

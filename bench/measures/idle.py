@@ -9,6 +9,7 @@ from bench.daemon import Daemon
 from bench.measures.columns import Column, Table
 from bench.meters import process_cpu, process_rss, server_cpu
 from bench.process import PeerProcess
+from bench.stage import OWN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,7 +37,7 @@ _TIMEOUT: Final = 60.0  # seconds
 
 def measure(stage: Stage) -> None:
     stage.measure(NAME, [("worker", "default")], _worker)
-    stage.measure(NAME, [("daemon", "default")], _daemon, among={"conductor": "default"})
+    stage.measure(NAME, [("daemon", "default")], _daemon, among=OWN)
 
 
 def _worker(stage: Stage, peer: Peer, _: str, settings: Settings) -> Mapping[str, float | None]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from bench.measures.columns import Column, Table
 from bench.measures.drain import drain
+from bench.stage import FEW
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +35,8 @@ _AT_LEAST: Final = 20  # executions; otherwise fewer, the larger they are
 
 
 def measure(stage: Stage) -> None:
-    stage.measure(NAME, [(case, "default") for case in _SIZES], _payload)
+    among = FEW if stage.plan.brief else None
+    stage.measure(NAME, [(case, "default") for case in _SIZES], _payload, among=among)
 
 
 def _payload(stage: Stage, peer: Peer, case: str, settings: Settings) -> Mapping[str, float | None]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from bench.measures import pacing
 from bench.measures.columns import Column, Table
 from bench.process import PeerProcess
+from bench.stage import OWN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +36,6 @@ TABLES: Final = (
         higher_is_better=False,
     ),
 )
-AMONG: Final[dict[str, Settings]] = {"conductor": "default"}
 _PROGRAM: Final = "bench.peers.conductor_queues"
 _BLOCKED: Final = 20  # ten that sleep in its ten threads, ten that wait
 _RATE: Final = 200  # per second, over both queues
@@ -43,7 +43,7 @@ _TIMEOUT: Final = 60.0  # seconds
 
 
 def measure(stage: Stage) -> None:
-    stage.measure(NAME, [("blocked", "default")], _queues, among=AMONG)
+    stage.measure(NAME, [("blocked", "default")], _queues, among=OWN)
 
 
 def _queues(stage: Stage, peer: Peer, _: str, settings: Settings) -> Mapping[str, float | None]:

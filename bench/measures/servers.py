@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from bench.measures.columns import Column, Table
 from bench.measures.drain import wait_until_finished
 from bench.process import PeerProcess
-from bench.stage import DATABASE
+from bench.stage import DATABASE, OWN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +45,7 @@ _TIMES: Final = 5  # as many executions as other drains have, for four are soon 
 
 def measure(stage: Stage) -> None:
     cases: list[tuple[str, Settings]] = [("1, 2, 4", "default"), ("1, 2, 4", "tuned")]
-    stage.measure(NAME, cases, _servers, among=AMONG)
+    stage.measure(NAME, cases, _servers, among=OWN if stage.plan.brief else AMONG)
 
 
 def _servers(stage: Stage, peer: Peer, _: str, settings: Settings) -> Mapping[str, float | None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from bench.measures import pacing
 from bench.measures.columns import Column, Table
 from bench.process import PeerProcess
-from bench.stage import DATABASE
+from bench.stage import DATABASE, OWN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +47,7 @@ _LAST: Final = 3  # the figures are those of the last third, when most versions 
 
 def measure(stage: Stage) -> None:
     """Once only, however many rounds: it is long, and one run has 150,000 executions."""
-    among: Mapping[str, Settings] = {"conductor": "default"} if stage.plan.brief else AMONG
+    among = OWN if stage.plan.brief else AMONG
     stage.measure(NAME, [("held", "default")], _snapshot, among=among, rounds=1)
 
 

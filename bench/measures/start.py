@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from bench.daemon import Daemon
 from bench.measures.columns import Column, Table
+from bench.stage import OWN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,12 +29,11 @@ TABLES: Final = (
         higher_is_better=False,
     ),
 )
-AMONG: Final[dict[str, Settings]] = {"conductor": "default"}
 _TIMEOUT: Final = 30.0  # seconds
 
 
 def measure(stage: Stage) -> None:
-    stage.measure(NAME, [("ready", "default")], _start, among=AMONG)
+    stage.measure(NAME, [("ready", "default")], _start, among=OWN)
 
 
 def _start(stage: Stage, peer: Peer, _case: str, _settings: Settings) -> Mapping[str, float | None]:

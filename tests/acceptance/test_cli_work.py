@@ -12,6 +12,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from conductor_cli import Conductor
 from conductor_cli.models import DrainReport, Execution
 from tests.support.command import Project, eventually, free_port
 
@@ -30,11 +31,19 @@ def project(tmp_path: Path, database_url: str) -> Project:
     return Project(tmp_path, database_url)
 
 
-def invoke(project: Project, *words: str) -> str:
-    """Create an execution; returns its id."""
-    done = project.run("invoke", *words, "--json")
-    assert set(done.json) == {"id"}
-    return str(UUID(done.json["id"]))
+def invoke(project: Project, task: str, payload: str = "{}", **options: Any) -> str:
+    """Create an execution, not by the command; returns its id."""
+    with Conductor.create(project.url) as conductor:
+        queue = options.pop("queue", "reports" if task == "build" else "default")
+        return str(conductor.invoke(task, json.loads(payload), queue=queue, **options))
+
+
+def state(project: Project, id: str) -> str:
+    """How it stands, not by the command."""
+    with Conductor.create(project.url) as conductor:
+        found = conductor.get(UUID(id))
+        assert found is not None
+        return found.state.value
 
 
 def shown(project: Project, id: str) -> dict[str, Any]:
@@ -70,10 +79,12 @@ def test_invoke_without_the_modules_uses_the_registered_names(project: Project) 
 
 def test_invoke_passes_its_options_on(project: Project) -> None:
     options = ("--queue", "other", "--delay", "3600", "--priority", "7", "--dedupe-key", "k")
-    id = invoke(project, "greet", '{"name": "x"}', *options)
+    done = project.run("invoke", "greet", '{"name": "x"}', *options, "--json")
+    assert set(done.json) == {"id"}
+    id = done.json["id"]
     found = shown(project, id)
     assert (found["queue"], found["priority"], found["state"]) == ("other", 7, "pending")
-    assert invoke(project, "greet", '{"name": "y"}', *options) == id
+    assert project.run("invoke", "greet", '{"name": "y"}', *options).out == f"{id}\n"
 
 
 @pytest.mark.parametrize(
@@ -109,8 +120,8 @@ def test_drain_works_everything_off(project: Project) -> None:
 def test_drain_of_one_queue_leaves_the_others(project: Project) -> None:
     one, other = invoke(project, "greet", '{"name": "x"}'), invoke(project, "build", '{"kind": ""}')
     assert project.run("drain", "--queue", "reports").code == 0
-    assert shown(project, other)["state"] == "completed"
-    assert shown(project, one)["state"] == "pending"
+    assert state(project, other) == "completed"
+    assert state(project, one) == "pending"
     done = project.run("drain", "--queue", "reprots")
     assert done.code == 2
     assert "reports" in done.err
@@ -140,10 +151,10 @@ def test_drain_retries_at_once_when_asked_to(project: Project) -> None:
 
 
 def test_drain_waits_for_what_is_due_later_when_asked_to(project: Project) -> None:
-    id = invoke(project, "greet", '{"name": "x"}', "--delay", "1.5")
+    id = invoke(project, "greet", '{"name": "x"}', delay=1.5)
     assert project.run("drain", "--json").json["left_scheduled"] == 1
     assert project.run("drain", "--wait-until-empty").code == 0
-    assert shown(project, id)["state"] == "completed"
+    assert state(project, id) == "completed"
 
 
 def test_drain_past_its_timeout_is_exit_code_4_and_hands_back(
@@ -161,12 +172,12 @@ def test_drain_past_its_timeout_is_exit_code_4_and_hands_back(
 
 def test_drain_that_is_told_to_stop_is_exit_code_4(project: Project) -> None:
     id = invoke(project, "short", '{"name": "short"}')
-    invoke(project, "greet", '{"name": "x"}', "--delay", "3600")
+    invoke(project, "greet", '{"name": "x"}', delay=3600)
     with project.start("drain", "--wait-until-empty") as drain:
         eventually(lambda: project.marks("short"))
         drain.signal(signal.SIGTERM)
         assert drain.end(within=5) == 4
-    assert shown(project, id)["state"] == "completed"
+    assert state(project, id) == "completed"
 
 
 def test_what_a_task_forks_can_be_ended_by_a_signal(project: Project) -> None:
@@ -227,9 +238,9 @@ def test_an_execution_is_found_by_the_beginning_of_its_id(project: Project) -> N
 
 def test_show_says_why_an_execution_is_not_running(project: Project) -> None:
     first = invoke(project, "greet", '{"name": "x"}')
-    later = invoke(project, "build", '{"kind": "x"}', "--delay", "7200")
-    strange = invoke(project, "nobody.knows", "{}", "--queue", "default")
-    retried = invoke(project, "fail_later", "--priority", "9")
+    later = invoke(project, "build", '{"kind": "x"}', delay=7200)
+    strange = invoke(project, "nobody.knows")
+    retried = invoke(project, "fail_later", priority=9)
 
     def why(id: str) -> str:
         return project.run("executions", "show", id).out.splitlines()[-1]
@@ -238,7 +249,7 @@ def test_show_says_why_an_execution_is_not_running(project: Project) -> None:
     assert re.search(r"scheduled for .*Z, in 2 h\. No server serves its queue", why(later))
     project.run("drain", "--queue", "default")
     assert re.search(r"has failed once, and will be retried at .*Z, in 60 min", why(retried))
-    running = invoke(project, "stay", '{"name": "why"}', "--queue", "reports", "--priority", "9")
+    running = invoke(project, "stay", '{"name": "why"}', queue="reports", priority=9)
     with psycopg.connect(project.url, autocommit=True) as conn:
         conn.execute(
             "insert into conductor.orchestrators (id, started_at, beat_at, timeout, version, "
