@@ -52,7 +52,7 @@ class Daemon:
         self._began = time.monotonic()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "conductor_cli.cli", "start-server"],
+                [sys.executable, "-m", "conductor_cli", "start-server"],
                 env=_variables(),
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,

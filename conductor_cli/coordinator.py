@@ -64,7 +64,7 @@ class JobCoordinator:
         specs: Sequence[WorkerSpec],
         settings: Settings,
         *,
-        state: Any = None,
+        state: Callable[[], Any] = lambda: None,
         on_death: Callable[[Service, BaseException], None] | None = None,
         on_recorded: Callable[[Recorded], None] | None = None,
     ) -> None:
@@ -168,7 +168,7 @@ class JobCoordinator:
         self, spec: WorkerSpec, loop: EventLoop, trusts_listener: Callable[[], bool]
     ) -> JobWorker:
         runner = Runner(
-            spec.tasks, conductor=self._conductor, loop=loop, state=self._state,
+            spec.tasks, conductor=self._conductor, loop=loop, state=self._state(),
             limit=self._conductor.max_payload,
         )  # fmt: skip
         return JobWorker(

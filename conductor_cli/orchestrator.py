@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import socket
 import threading
 import time
 from concurrent.futures import Future
-from contextlib import ExitStack
+from concurrent.futures import TimeoutError as FuturesTimeout
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -24,6 +24,7 @@ from conductor_cli.client import Conductor
 from conductor_cli.config import Config, WorkerConfig, load
 from conductor_cli.coordinator import JobCoordinator, Settings
 from conductor_cli.drain import Drain, Tally
+from conductor_cli.interrupts import Signals
 from conductor_cli.invoking import new_id
 from conductor_cli.models import DrainReport
 from conductor_cli.pump import Recorded, Retention
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from conductor_cli.registry import Task
     from conductor_cli.service import Service
 
-SECOND_SIGNAL_AFTER: Final = 1.0
+SIGNAL_CHECK: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,13 @@ class OrchestratorInfo:
     is_stopped: bool
     is_leader: bool
     version: str
+
+
+class _Phase(Enum):
+    IDLE = auto()
+    STARTING = auto()
+    RUNNING = auto()
+    STOPPING = auto()
 
 
 class Orchestrator:
@@ -72,7 +80,9 @@ class Orchestrator:
         self._lock = threading.Lock()
         self._stack = ExitStack()
         self._coordinator: JobCoordinator | None = None
-        self._is_stopping = False
+        self._state: Any = None
+        self._phase = _Phase.IDLE
+        self._is_asked = False  # to stop, while it started
         self._death: BaseException | None = None
 
     @classmethod
@@ -119,8 +129,8 @@ class Orchestrator:
         coordinator = self._coordinator
         return OrchestratorInfo(
             id=self._id,
-            is_running=coordinator is not None and not self._is_stopping,
-            is_shutting_down=self._is_stopping and not self.stopped.done(),
+            is_running=self._phase is _Phase.RUNNING,
+            is_shutting_down=self._phase is _Phase.STOPPING,
             is_stopped=self.stopped.done(),
             is_leader=coordinator is not None and coordinator.is_leader,
             version=__version__,
@@ -138,9 +148,11 @@ class Orchestrator:
     def problems(self) -> list[str]:
         """Why this server is not ready; empty when it is."""
         coordinator = self._coordinator
-        if self._is_stopping:
+        if self._phase is _Phase.STOPPING:
             return ["the server is stopping"]
-        return ["the server has not started"] if coordinator is None else coordinator.problems
+        if self._phase is not _Phase.RUNNING or coordinator is None:
+            return ["the server has not started"]
+        return coordinator.problems
 
     @property
     def workers(self) -> Sequence[WorkerSpec]:
@@ -154,33 +166,33 @@ class Orchestrator:
         it from starting: DatabaseUnavailable, SchemaMissing, SchemaTooNew.
         """
         telemetry.emit("server.starting", server=str(self._id), version=__version__)
-        self._renew()
-        try:
-            install(self.conductor)
-            self._enter_state()
-            self.job_coordinator.start()
-        except BaseException:
-            self._release()
-            raise
+        self._begin(lambda: self.job_coordinator)
         if signals and threading.current_thread() is threading.main_thread():
             self._stack.enter_context(Signals(self.stop, self.hurry))
         telemetry.emit("server.ready", server=str(self._id), queues=self._queues())
+        if self._is_asked:
+            self.stop()
+        if self._death is not None:
+            raise self._death
 
     def stop(self) -> None:
-        """Stop gracefully; returns when stopped. Idempotent.
+        """Stop gracefully; returns when stopped. Idempotent. While it starts: once it has.
 
         Raises ShutdownTimeout when work had to be cut short and was handed back.
         """
         with self._lock:
-            first = not self._is_stopping and self._coordinator is not None
-            self._is_stopping = self._is_stopping or first
-        if first:
+            self._is_asked = True
+            mine = self._phase is _Phase.RUNNING
+            if mine:
+                self._phase = _Phase.STOPPING
+            elif self._phase is _Phase.STARTING:
+                return
+        if mine:
             self._stop()
-        if self._coordinator is None and not self.stopped.done():
-            return  # never started
-        error = self.stopped.exception()
-        if isinstance(error, errors.ShutdownTimeout):
-            raise error
+        if self._phase is _Phase.STOPPING or self.stopped.done():
+            error = self.stopped.exception()
+            if isinstance(error, errors.ShutdownTimeout):
+                raise error
 
     def hurry(self) -> None:
         """Let a stop that is under way hand back at once what still runs."""
@@ -190,7 +202,10 @@ class Orchestrator:
     def run(self) -> None:
         """Start, then wait until stopped; raises what ended it."""
         self.start()
-        self.stopped.result()
+        while True:
+            # A signal that arrives just before a wait without an end is only seen after it.
+            with suppress(FuturesTimeout):
+                return self.stopped.result(SIGNAL_CHECK)
 
     def __enter__(self) -> Orchestrator:
         self.start(signals=False)
@@ -212,29 +227,23 @@ class Orchestrator:
         ``retry_now`` lets retries run without their backoff. The scheduler does not run.
         ``stop()`` from elsewhere ends it early.
         """
-        self._renew()
-        tally = Tally()
-        started = time.monotonic()
+        tally, started = Tally(), time.monotonic()
+        coordinator = self._begin(lambda: self._assemble(leads=False, on_recorded=tally.add))
+        drained = Drain(
+            self.conductor.database,
+            coordinator.workers,
+            is_stopped=lambda: self._is_asked,
+            wait_until_empty=wait_until_empty,
+            retry_now=retry_now,
+        )
         try:
-            install(self.conductor)
-            self._enter_state()
-            self._coordinator = self._assemble(leads=False, on_recorded=tally.add)
-            self._coordinator.start()
-            drained = Drain(
-                self.conductor.database,
-                self._coordinator.workers,
-                is_stopped=lambda: self._is_stopping,
-                wait_until_empty=wait_until_empty,
-                retry_now=retry_now,
-            )
             timed_out = not drained.work(None if timeout is None else started + timeout)
-        except BaseException:
-            self._release()
-            raise
-        try:
-            self.stop()
-        except errors.ShutdownTimeout:
-            timed_out = True
+        finally:
+            self._stop_quietly()
+        error = self.stopped.exception()
+        if error is not None and not isinstance(error, errors.ShutdownTimeout):
+            raise error
+        timed_out = timed_out or error is not None
         return drained.report(tally, timed_out=timed_out, elapsed=time.monotonic() - started)
 
     def close(self) -> None:
@@ -242,13 +251,28 @@ class Orchestrator:
         if self._owns_conductor:
             self.conductor.close()
 
-    def _renew(self) -> None:
+    def _begin(self, coordinator: Callable[[], JobCoordinator]) -> JobCoordinator:
+        """Schema, state, coordinator; leaves nothing behind when one of them fails."""
         with self._lock:
-            if self._coordinator is not None and self.stopped.done():
+            if self._phase is not _Phase.IDLE:
+                raise errors.ConductorError("This orchestrator has been started already.")
+            self._phase = _Phase.STARTING
+            self._is_asked, self._death = False, None
+            if self.stopped.done():
                 self._coordinator, self.stopped = None, Future()
-            elif self.stopped.done():
-                self.stopped = Future()
-            self._is_stopping, self._death = False, None
+        try:
+            install(self.conductor)
+            self._enter_state()
+            self._coordinator = coordinator()
+            self._coordinator.start()
+        except BaseException:
+            self._coordinator = None
+            self._stack.close()
+            self._phase = _Phase.IDLE
+            raise
+        with self._lock:
+            self._phase = _Phase.RUNNING
+        return self._coordinator
 
     def _assemble(
         self, *, leads: bool = True, on_recorded: Callable[[Recorded], None] | None = None
@@ -267,10 +291,8 @@ class Orchestrator:
         )
         return JobCoordinator(
             self.conductor, identity, self._specs, settings,
-            state=self._state, on_death=self._died, on_recorded=on_recorded,
+            state=lambda: self._state, on_death=self._died, on_recorded=on_recorded,
         )  # fmt: skip
-
-    _state: Any = None
 
     def _enter_state(self) -> None:
         setup = self._config.tasks.setup
@@ -287,18 +309,13 @@ class Orchestrator:
                 )
         except BaseException as worse:
             error = error or worse
-        self._release()
+        self._stack.close()
         telemetry.emit("server.stopped", server=str(self._id))
+        self._phase = _Phase.IDLE
         if error is None:
             self.stopped.set_result(None)
         else:
             self.stopped.set_exception(error)
-
-    def _release(self) -> None:
-        with self._lock:
-            if not self._is_stopping:
-                self._coordinator = None
-        self._stack.close()
 
     def _died(self, _service: Service, error: BaseException) -> None:
         with self._lock:
@@ -310,54 +327,10 @@ class Orchestrator:
         try:
             self.stop()
         except errors.ShutdownTimeout:
-            return  # whoever waits for .stopped hears of the death, which came first
+            return  # told by .stopped, unless a death came first
 
     def _queues(self) -> list[str]:
         return sorted(spec.queue for spec in self._specs)
-
-
-class Signals:
-    """While entered: SIGTERM and SIGINT stop, a later second one hurries. Main thread only.
-
-    The handler only leaves a note; a thread acts on it.
-    """
-
-    def __init__(self, stop: Callable[[], None], hurry: Callable[[], None]) -> None:
-        self._stop, self._hurry = stop, hurry
-        self._notes: SimpleQueue[float | None] = SimpleQueue()  # its put() is reentrant
-        self._before: dict[signal.Signals, Any] = {}
-        self.was_asked = False
-
-    def __enter__(self) -> Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
-        threading.Thread(target=self._act, name="signals", daemon=True).start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
-        self._notes.put(None)
-
-    def _note(self, _number: int, _frame: object) -> None:
-        self._notes.put(time.monotonic())
-
-    def _act(self) -> None:
-        first: float | None = None
-        while (note := self._notes.get()) is not None:
-            self.was_asked = True
-            if first is None:
-                first = note
-                threading.Thread(target=self._stop_quietly, name="stopper", daemon=True).start()
-            elif note - first >= SECOND_SIGNAL_AFTER:
-                self._hurry()
-
-    def _stop_quietly(self) -> None:
-        try:
-            self._stop()
-        except errors.ShutdownTimeout:
-            return  # told to whoever waits for .stopped
 
 
 def install(conductor: Conductor) -> None:

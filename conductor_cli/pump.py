@@ -191,6 +191,8 @@ class Pump(PeriodicService):
                     self._holding.again(Finished(each.claimed, Cancelled(None), each.seconds))
                 case "cancelled":
                     self._holding.again(each)
+                case "recorded" if isinstance(each.outcome, (Retrying, HandedBack)):
+                    self._tell_requeued([each])
                 case "recorded":
                     self._tell([each])
                 case _:

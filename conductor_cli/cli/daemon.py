@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from conductor_cli import database, errors, orchestrator, telemetry
+from conductor_cli import database, errors, interrupts, orchestrator, telemetry
 from conductor_cli.cli import process
 from conductor_cli.service import Deadline, backoff
 from conductor_cli.web import WebServer
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SPARE: Final = 0.5  # seconds of shutdown_timeout kept for the last words
 PATIENCE_WITH_WEB: Final = 1.0
-SECOND_SIGNAL_AFTER: Final = orchestrator.SECOND_SIGNAL_AFTER
+SECOND_SIGNAL_AFTER: Final = interrupts.SECOND_SIGNAL_AFTER
 
 log: Final = logging.getLogger("conductor.server")
 

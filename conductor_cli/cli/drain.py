@@ -73,7 +73,7 @@ def exit_code(report: DrainReport) -> int:
 
 @contextmanager
 def _ended_by_signals(orchestrator: Orchestrator, shutdown_timeout: float) -> Iterator[None]:
-    from conductor_cli.orchestrator import Signals
+    from conductor_cli.interrupts import Signals
 
     def end_early() -> None:
         _end_at_the_latest(shutdown_timeout)

@@ -22,7 +22,7 @@ import pytest
 from conductor_cli import Conductor
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "stdlib_index"
-CONDUCTOR = (sys.executable, "-m", "conductor_cli.cli")
+CONDUCTOR = (sys.executable, "-m", "conductor_cli")
 
 pytestmark = pytest.mark.timeout(240)
 

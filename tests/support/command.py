@@ -258,7 +258,7 @@ class Running:
 def command(*words: str) -> list[str]:
     """The command of this installation, or of this checkout."""
     script = Path(sys.executable).with_name("conductor")
-    start = [str(script)] if script.exists() else [sys.executable, "-m", "conductor_cli.cli"]
+    start = [str(script)] if script.exists() else [sys.executable, "-m", "conductor_cli"]
     return [*start, *words]
 
 

@@ -1,7 +1,0 @@
-"""``python -m conductor_cli.cli`` is the command ``conductor``."""
-
-import sys
-
-from conductor_cli.cli import main
-
-sys.exit(main())
