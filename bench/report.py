@@ -143,7 +143,8 @@ def _bases(
 ) -> dict[str, float | None]:
     """What ratios are formed by: Conductor, without it the best peer; and the machine's floor."""
     real = [row for row in rows if row[0].peer != FLOOR]
-    first = [row for row in real if row[0].peer == CONDUCTOR] or real
+    own = [row for row in real if row[0].peer == CONDUCTOR and row[0].settings == "default"]
+    first = own or real
     floor = [row for row in rows if row[0].peer == FLOOR and row[0].settings == "default"]
     return {cell.peer: figures[lead.key] for cell, figures in (*first[:1], *floor)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 from uuid import UUID
 
@@ -17,7 +18,7 @@ from conductor_cli.registry import Invocation, InvokeOptions, Task
 from conductor_cli.store import executions, fleet, reports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from psycopg_pool import ConnectionPool
@@ -30,6 +31,7 @@ R = TypeVar("R")
 _KNOWN_FOR: Final = 5.0  # seconds for which a task looked up by name is remembered
 _FIRST_LOOK: Final = 0.02
 _LONGEST_PAUSE: Final = 0.5
+PORTION: Final = 2000  # rows that travel together, while the next are made
 
 
 class Conductor:
@@ -116,7 +118,8 @@ class Conductor:
 
         Raises PayloadError, UnknownTask, Duplicate, DatabaseUnavailable.
         """
-        return self._enqueue([Invoked.of(task, payload, options)], connection)[0]
+        row = self._row(Invoked.of(task, payload, options))
+        return self._enqueue(iter((row,)), connection)[0]
 
     def invoke_many(
         self,
@@ -131,13 +134,13 @@ class Conductor:
         Each payload may also be an Invocation with options of its own.
         """
         common = Invoked.of(task, None, options)
-        targets = [
-            Invoked.of(each, None, options)
+        rows = (
+            self._row(Invoked.of(each, None, options))
             if isinstance(each, Invocation)
-            else common.with_payload(each)
+            else self._row(common, each)
             for each in payloads
-        ]
-        return self._enqueue(targets, connection) if targets else []
+        )
+        return self._enqueue(rows, connection)
 
     def get(self, id: UUID) -> Execution | None:
         """The execution as it stands, or None."""
@@ -215,10 +218,12 @@ class Conductor:
         those of WorkerConfig."""
         return catalog.WorkerSpec.create(queue, tasks, settings)
 
-    def _row(self, target: Invoked) -> Row:
+    def _row(self, target: Invoked, *payload: object) -> Row:
+        """``payload``, where the target has none of its own."""
+        value = payload[0] if payload else target.payload
         if isinstance(target.task, Task):
-            return self._row_of_task(target.task, target.payload, target.options)
-        return self._row_by_name(target.task, target.payload, target.options)
+            return self._row_of_task(target.task, value, target.options)
+        return self._row_by_name(target.task, value, target.options)
 
     def _row_of_task(self, task: Task[..., Any], payload: object, options: InvokeOptions) -> Row:
         if not task.settings.invocable:
@@ -257,21 +262,14 @@ class Conductor:
         self._found[name] = (time.monotonic() + _KNOWN_FOR, found)
         return found
 
-    def _enqueue(self, targets: Sequence[Invoked], connection: Connection | None) -> Ids:
-        rows = [self._row(target) for target in targets]
-        text = array(rows)
-        chosen = any(target.options.id is not None for target in targets)
-        tries = iter((chosen, True))  # a second try may meet what the first has done
-
-        def send(conn: Connection) -> Ids:
-            met = executions.enqueue(conn, text, recheck=next(tries))
-            return ids(rows, targets, {m.asked: m.met for m in met})
-
+    def _enqueue(self, rows: Iterator[Row], connection: Connection | None) -> Ids:
+        """``rows`` are made while earlier ones are already on their way."""
+        made: list[Row] = []
         if connection is not None:
-            return send(database.callers(connection))
-        strict = any(target.options.on_duplicate == "raise" for target in targets)
+            return _send(database.callers(connection), rows, made)
+        tries = iter((_send, _send_again))
         with context.shielded():
-            return self.database.retrying(send, in_transaction=strict)
+            return self.database.retrying(lambda conn: next(tries)(conn, rows, made))
 
     def _until_ended(self, id: UUID, timeout: float | None) -> Execution:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -288,6 +286,41 @@ class Conductor:
                     raise TimeoutError(f"Execution {id} is {found.state} after {timeout:g} s.")
             time.sleep(pause)
             pause = min(_LONGEST_PAUSE, pause * 1.3)
+
+
+def _send(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:
+    """Send rows, many of them in portions; keeps in ``made`` what has been taken from ``rows``."""
+    portion = list(islice(rows, PORTION))
+    made.extend(portion)
+    if len(portion) <= 1:
+        return ids(made, _send_portion(conn, portion, again=False))
+    met: dict[UUID, UUID] = {}
+    with conn.transaction(), conn.pipeline():
+        while portion:
+            met |= _send_portion(conn, portion, again=False)
+            portion = list(islice(rows, PORTION))
+            made.extend(portion)
+        return ids(made, met)
+
+
+def _send_again(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:
+    """The reply to a first try was lost, and it may have done its work."""
+    made.extend(rows)
+    with conn.transaction():
+        return ids(made, _send_portion(conn, made, again=True))
+
+
+def _send_portion(conn: Connection, rows: Sequence[Row], *, again: bool) -> dict[UUID, UUID]:
+    kinds = {row.kind for row in rows}
+    kind = kinds.pop() if len(kinds) == 1 and not again else None
+    if kind is not None:
+        task, queue, rank = kind
+        plain = array(row.plain for row in rows)
+        executions.enqueue_plain(conn, plain, task=task, queue=queue, rank=rank)
+        return {}
+    chosen = any(row.options.id is not None for row in rows)
+    met = executions.enqueue(conn, array(row.full for row in rows), recheck=again or chosen)
+    return {m.asked: m.met for m in met}
 
 
 def _result(ended: Execution, task: Task[..., Any] | None) -> Any:

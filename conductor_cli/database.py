@@ -58,12 +58,13 @@ _REFUSALS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Statement(Generic[R]):
-    """SQL and the type of its rows: one scalar, or a class whose fields are the columns in order.
+    """SQL and the type of its rows: one scalar, or a class whose fields are the columns in order;
+    None when it has none.
 
     Prepared on first use per connection; parameters are named.
     """
 
-    row: type[R]
+    row: type[R] | None
     sql: LiteralString
 
     def all(self, conn: Connection, /, **parameters: Any) -> list[R]:
@@ -71,6 +72,11 @@ class Statement(Generic[R]):
         with conn.cursor(binary=True, row_factory=_factory(self.row)) as cursor:
             cursor.execute(self.sql, parameters, prepare=True)
             return cursor.fetchall()
+
+    def run(self, conn: Connection, /, **parameters: Any) -> None:
+        """Run one that has no rows."""
+        with conn.cursor() as cursor:
+            cursor.execute(self.sql, parameters, prepare=True)
 
     def one(self, conn: Connection, /, **parameters: Any) -> R | None:
         """Run it and return its first row, if there is one."""
@@ -180,17 +186,16 @@ class Database:
         finally:
             pool.putconn(conn)
 
-    def retrying(self, work: Callable[[Connection], R], *, in_transaction: bool = False) -> R:
+    def retrying(self, work: Callable[[Connection], R]) -> R:
         """Run ``work``; once more if its connection turns out to be dead.
 
         Only for work that may be sent twice: the first reply may have been lost after the
-        commit. ``in_transaction``: of one statement alone that is not worth its round trips.
-        Raises DatabaseUnavailable.
+        commit. Transactions are its own affair: for one statement they are not worth their
+        round trips. Raises DatabaseUnavailable.
         """
-        place = self.transaction if in_transaction else self.connection
         for last in (False, True):
             try:
-                with place() as conn:
+                with self.connection() as conn:
                     return work(conn)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 if last or not is_transient(error):
@@ -300,7 +305,8 @@ class Listening:
         os.close(self._write_end)
 
 
-def _factory(row: type[R]) -> RowFactory[R]:
+def _factory(row: type[R] | None) -> RowFactory[R]:
+    assert row is not None, "a statement without rows is run()"
     make: Callable[..., R] = row
     return scalar_row if row.__module__ in _SCALARS else args_row(make)
 

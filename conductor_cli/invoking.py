@@ -40,21 +40,15 @@ class Invoked:
             return cls(target.task, payload, checked({**target.overrides, **given}))
         return cls(target, payload, checked(given))
 
-    def with_payload(self, payload: object) -> Invoked:
-        """The same with another payload."""
-        return Invoked(self.task, payload, self.options)
 
-
-def ids(rows: Sequence[Row], targets: Sequence[Invoked], met: Mapping[UUID, UUID]) -> Ids:
+def ids(rows: Sequence[Row], met: Mapping[UUID, UUID]) -> Ids:
     """The ids that callers get, where some rows ``met`` an execution with their dedupe key.
 
     Raises Duplicate where that was asked for.
     """
-    if not met:
-        return [row.id for row in rows]
-    for row, target in zip(rows, targets, strict=True):
-        if target.options.on_duplicate == "raise" and row.id in met:
-            raise errors.Duplicate(met[row.id], str(target.options.dedupe_key))
+    for row in rows if met else ():
+        if row.options.on_duplicate == "raise" and row.id in met:
+            raise errors.Duplicate(met[row.id], str(row.options.dedupe_key))
     return [met.get(row.id, row.id) for row in rows]
 
 
@@ -116,26 +110,44 @@ def _check_text(name: str, text: object) -> None:
 
 
 class Row(NamedTuple):
-    """One execution to be, as ``conductor.enqueue`` takes it."""
+    """One execution to be; ``payload`` is JSON text, names have been checked."""
 
     id: UUID
-    text: str
+    task: str
+    queue: str
+    rank: int
+    payload: str
+    options: InvokeOptions
+
+    @property
+    def kind(self) -> tuple[str, str, int] | None:
+        """What the plain way in needs to be told once for many; None: it needs the other."""
+        return (self.task, self.queue, self.rank) if self.options is PLAIN else None
+
+    @property
+    def plain(self) -> str:
+        """An element of the array that the plain way in takes."""
+        return f'["{self.id.int:032x}",{self.payload}]'
+
+    @property
+    def full(self) -> str:
+        """An element of the array that ``conductor.enqueue`` takes."""
+        rest = "" if self.options is PLAIN else _rest(self.options)
+        return (
+            f'{{"id":"{self.id}","task":"{self.task}","queue":"{self.queue}",'
+            f'"rank":{self.rank}{rest},"payload":{self.payload}}}'
+        )
 
 
 def row(task: str, queue: str, priority: int, payload: str, options: InvokeOptions) -> Row:
-    """The row of one invocation; ``payload`` is JSON text, names have been checked."""
-    chosen = options.id or new_id()
+    """The row of one invocation; ``priority`` is the task's."""
     rank = -(priority if options.priority is None else options.priority)
-    rest = "" if options is PLAIN else _rest(options)
-    return Row(
-        chosen,
-        f'{{"id":"{chosen}","task":"{task}","queue":"{queue}","rank":{rank}{rest},"payload":{payload}}}',
-    )
+    return Row(options.id or new_id(), task, queue, rank, payload, options)
 
 
-def array(rows: Iterable[Row]) -> str:
-    """The JSON array of some rows."""
-    return f"[{','.join([row.text for row in rows])}]"
+def array(elements: Iterable[str]) -> str:
+    """A JSON array of JSON texts."""
+    return f"[{','.join(list(elements))}]"
 
 
 def _rest(options: InvokeOptions) -> str:

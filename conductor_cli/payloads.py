@@ -112,6 +112,7 @@ class Binder:
         self._positional = {n: p.default for n, p in given.items() if p.kind is _BY_PLACE}
         self._ordered = [n for n, p in given.items() if p.kind in (_BY_PLACE, _BY_EITHER)]
         try:
+            self._strict: msgspec.json.Decoder[Any] | None = None
             self._decoder = self._build(given, hints)
         except (TypeError, ValueError) as error:
             raise TaskDefinitionError(
@@ -157,6 +158,16 @@ class Binder:
 
     def check(self, task: str, payload: str) -> None:
         """Refuse a payload that does not fit, unknown keys included."""
+        if self._strict is not None:
+            try:
+                self._strict.decode(payload)
+            except Exception:
+                self._explain(task, payload)
+            return
+        self._explain(task, payload)
+
+    def _explain(self, task: str, payload: str) -> None:
+        """Raise what is wrong with a payload, by name."""
         try:
             self.bind(payload)
         except PayloadError as error:
@@ -193,7 +204,9 @@ class Binder:
         # The struct has names of its own: not every parameter's can be an attribute's.
         names = {f"p{i}": n for i, n in enumerate(self.parameters)}
         kinds = [_field(name, given[n], hints.get(n, Any)) for name, n in names.items()]
-        return _decoder(msgspec.defstruct("Payload", kinds, rename=names, kw_only=True))
+        if self._any_keys is None:
+            self._strict = _decoder(_struct(kinds, names, strict=True))
+        return _decoder(_struct(kinds, names, strict=False))
 
     def _other_keys(self, payload: str) -> dict[str, Any]:
         others = {k: v for k, v in decode(payload).items() if k not in self._names}
@@ -262,6 +275,12 @@ def _decode_other(kind: type, value: object) -> object:
 
 
 _encoder: Final = msgspec.json.Encoder(enc_hook=_encode_other)
+
+
+def _struct(kinds: list[Any], names: dict[str, str], *, strict: bool) -> Any:
+    return msgspec.defstruct(
+        "Payload", kinds, rename=names, kw_only=True, forbid_unknown_fields=strict
+    )
 
 
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:

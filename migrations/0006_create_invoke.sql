@@ -55,12 +55,9 @@ $$;
 create function conductor.notify_queue(queue text, rank integer, due_at timestamptz)
     returns void
     language sql volatile
-    set search_path = pg_catalog, pg_temp
-as $$
-    select pg_notify('conductor', case
+    return pg_notify('conductor', case
         when due_at is null then 'ready:' || rank
-        else 'due:' || floor(extract(epoch from due_at))::bigint end || ':' || queue)
-$$;
+        else 'due:' || floor(extract(epoch from due_at))::bigint end || ':' || queue);
 
 -- For those of an array that were not inserted: what stands in their way. An execution with
 -- the dedupe key may end between the two looks; then this one is inserted after all.

@@ -24,10 +24,10 @@ PEER = Peer(
     can=frozenset({"transact"}),
     extra=True,
     note="both with its asyncio executor, eager polling (10 every five seconds without) and no log"
-    " line per job; default: 10 at once, 10,000 queued at most; tuned: 500 at once",
+    " line per job; default: 10 at once, 10,000 queued at most; tuned: 1,000 at once",
 )
 
-AT_ONCE: Final = {"default": 10, "tuned": 500}
+AT_ONCE: Final = {"default": 10, "tuned": 1_000}
 
 _bodies: Any = None  # the worker's, from `start` on; jobs are found by the path of their function
 

@@ -53,6 +53,27 @@ def enqueue(conn: Connection, specs: str, *, recheck: bool) -> list[Met]:
     return ENQUEUE.all(conn, specs=specs, recheck=recheck)
 
 
+ENQUEUE_PLAIN: Final[Statement[None]] = Statement(
+    row=None,
+    sql="""
+    -- Inserts or raises: ids are new, and whoever sends them a second time uses ENQUEUE.
+    with told as (select conductor.notify_queue(%(queue)s, %(rank)s, null))
+    insert into conductor.live (id, run_at, created_at, rank, state, queue, task, payload)
+    select (e ->> 0)::uuid, conductor.now(), conductor.now(), %(rank)s, 'r', %(queue)s,
+        %(task)s, e -> 1
+    from told, json_array_elements(%(rows)s::text::json) e
+    """,
+)
+
+
+def enqueue_plain(conn: Connection, rows: str, *, task: str, queue: str, rank: int) -> None:
+    """Create executions that differ in nothing but id and payload: ``[[id, payload], ...]``.
+
+    What most invocations are, at half the cost of the general way in.
+    """
+    ENQUEUE_PLAIN.run(conn, rows=rows, task=task, queue=queue, rank=rank)
+
+
 class Place(msgspec.Struct, frozen=True):
     """Where a claim starts to look: nothing a worker wants is known to stand before it."""
 
