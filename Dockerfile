@@ -18,7 +18,7 @@
 # more (--stop-timeout 35; stop_grace_period in Compose; terminationGracePeriodSeconds in Kubernetes), or
 # tasks are cut short and run again elsewhere instead of finishing.
 #
-# To reach the dashboard, health and metrics from outside: the server listens on the container's own loopback.
+# To reach health and metrics from outside: the server listens on the container's own loopback.
 # Another address needs a token, without which it refuses to start:
 #
 #   -e CONDUCTOR_SERVER_HOST=0.0.0.0 -e CONDUCTOR_SERVER_TOKEN=... -p 127.0.0.1:8765:8765
@@ -36,7 +36,7 @@ COPY migrations migrations
 RUN pip wheel --no-deps --wheel-dir /wheels . && /opt/conductor/bin/pip install /wheels/*.whl
 
 FROM python:3.12-slim
-# No extra init: the server is a well-behaved first process, and starts none of its own.
+# No extra init: as the first process the command passes signals on and reaps orphans itself.
 COPY --from=build /opt/conductor /opt/conductor
 ENV PATH=/opt/conductor/bin:$PATH PYTHONUNBUFFERED=1
 RUN groupadd --gid 10001 conductor \
