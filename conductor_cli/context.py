@@ -156,13 +156,15 @@ class Attempt:
         "_undecided",
         "cancel",
         "claimed",
+        "deadline",
         "interrupted",
         "shielded",
         "thread_id",
     )
 
-    def __init__(self, claimed: Claimed) -> None:
+    def __init__(self, claimed: Claimed, deadline: float | None = None) -> None:
         self.claimed = claimed
+        self.deadline = deadline  # on the monotonic clock
         self.thread_id: int | None = None
         self.interrupted = False
         self.shielded = False

@@ -7,6 +7,7 @@ pruner. There is no mode switch: one server is a cluster of one.
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -16,6 +17,7 @@ from uuid import UUID
 from conductor_cli import catalog, telemetry
 from conductor_cli.context import Abort
 from conductor_cli.database import Database
+from conductor_cli.holding import SuspectLane
 from conductor_cli.leadership import Leadership
 from conductor_cli.maintenance import Pruner, Rescuer
 from conductor_cli.runner import EventLoop, Runner
@@ -152,7 +154,8 @@ class JobCoordinator:
         leadership = self._leadership() if self._settings.leads and self._specs else None
         listener = self._listener() if self._specs else None
         trusts = _never if listener is None else (lambda: listener.is_proven)
-        workers = [self._worker(spec, loop, trusts) for spec in self._specs]
+        lane = SuspectLane()
+        workers = [self._worker(spec, loop, trusts, lane) for spec in self._specs]
         heartbeat = Heartbeat(
             self._database, self._identity,
             interval=self._settings.heartbeat_interval,
@@ -165,7 +168,11 @@ class JobCoordinator:
         return _Parts(heartbeat, workers, listener, rescuer, leadership, loop)
 
     def _worker(
-        self, spec: WorkerSpec, loop: EventLoop, trusts_listener: Callable[[], bool]
+        self,
+        spec: WorkerSpec,
+        loop: EventLoop,
+        trusts_listener: Callable[[], bool],
+        lane: SuspectLane,
     ) -> JobWorker:
         runner = Runner(
             spec.tasks, conductor=self._conductor, loop=loop, state=self._state(),
@@ -173,7 +180,7 @@ class JobCoordinator:
         )  # fmt: skip
         return JobWorker(
             spec, runner=runner, database=self._database, owner=self._identity.id,
-            retention=self._settings.retention, trusts_listener=trusts_listener,
+            retention=self._settings.retention, trusts_listener=trusts_listener, lane=lane,
             on_death=self._on_death, on_recorded=self._on_recorded,
         )  # fmt: skip
 
@@ -262,19 +269,21 @@ class JobCoordinator:
         if parts is None:
             return
         kind, _, rest = payload.partition(":")
-        match kind:
-            case "ready" | "due":
-                number, _, queue = rest.partition(":")
-                for worker in parts.workers:
-                    if worker.queue == queue:
-                        _hint(worker, kind, number)
-            case "cancel":
-                for worker in parts.workers:
-                    worker.abort({_uuid(rest)}, Abort.CANCELLED)
-            case "leaderless":
-                parts.heartbeat.wake()
-            case "schedules" if parts.leadership is not None:
-                parts.leadership.wake_services()
+        with suppress(ValueError):  # a number or an id that is none: anybody may notify
+            match kind:
+                case "ready" | "due":
+                    number, _, queue = rest.partition(":")
+                    for worker in parts.workers:
+                        if worker.queue == queue:
+                            _hint(worker, kind, number)
+                case "cancel":
+                    cancelled = {UUID(rest)}
+                    for worker in parts.workers:
+                        worker.abort(cancelled, Abort.CANCELLED)
+                case "leaderless":
+                    parts.heartbeat.wake()
+                case "schedules" if parts.leadership is not None:
+                    parts.leadership.wake_services()
 
     def _doubt(self) -> None:
         for worker in self.workers:
@@ -339,10 +348,6 @@ def _hint(worker: JobWorker, kind: str, number: str) -> None:
 def _abort_all(workers: Sequence[JobWorker]) -> None:
     for worker in workers:
         worker.abort(None, Abort.LOST)
-
-
-def _uuid(text: str) -> UUID:
-    return UUID(text)
 
 
 def _never() -> bool:

@@ -211,7 +211,11 @@ class Database:
             )
         except psycopg.OperationalError as error:
             raise unavailable(error, self.url) from None
-        _configure(conn, statement_timeout)
+        try:
+            _configure(conn, statement_timeout)
+        except BaseException:
+            conn.close()
+            raise
         return conn
 
     def close(self) -> None:
@@ -275,16 +279,25 @@ class Listening:
 
     def __init__(self, database: Database, channels: Sequence[str]) -> None:
         self._conn = database.connect("listener")
-        for channel in channels:
-            self._conn.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+        try:
+            for channel in channels:
+                self._conn.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+        except BaseException:
+            self._conn.close()
+            raise
         self._read_end, self._write_end = os.pipe()
+        self._lock = threading.Lock()
+        self._is_open = True
 
     def receive(self, timeout: float) -> list[str]:
         """The payloads that have come, in order; empty after ``timeout`` seconds or interrupt().
 
         Raises DatabaseUnavailable when the connection is dead.
         """
-        select.select([self._conn.fileno(), self._read_end], [], [], timeout)
+        poll = select.poll()  # unlike select() for any number of open files
+        for each in (self._conn.fileno(), self._read_end):
+            poll.register(each, select.POLLIN)
+        poll.poll(timeout * 1000)
         pg = self._conn.pgconn
         try:
             pg.consume_input()
@@ -297,12 +310,16 @@ class Listening:
 
     def interrupt(self) -> None:
         """Let a receive() of another thread return at once."""
-        os.write(self._write_end, b"x")
+        with self._lock:  # once closed, these numbers may be somebody else's files
+            if self._is_open:
+                os.write(self._write_end, b"x")
 
     def close(self) -> None:
+        with self._lock:
+            self._is_open = False
+            os.close(self._read_end)
+            os.close(self._write_end)
         self._conn.close()
-        os.close(self._read_end)
-        os.close(self._write_end)
 
 
 def _factory(row: type[R] | None) -> RowFactory[R]:

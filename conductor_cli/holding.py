@@ -25,6 +25,7 @@ from conductor_cli.store.executions import START, Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from uuid import UUID
 
     from conductor_cli.config import WorkerConfig
     from conductor_cli.store.executions import Promoted
@@ -40,6 +41,7 @@ TRUSTING_POLL: Final = 10.0  # the safety net's, while the listener is proven al
 DOUBT: Final = 35.0  # longer than a statement may take on the server
 RECONCILE_EVERY: Final = 4.0
 LOCKED_PAUSE: Final = 0.1
+LANE_PAUSE: Final = 0.5  # for which a suspect is left to others while one runs here
 
 
 class Finished(msgspec.Struct, frozen=True, gc=False):
@@ -64,15 +66,45 @@ class Plan:
     version: int
 
 
-class Holding:
-    """See the module. ``trusts_listener`` tells whether notifications can be relied on."""
+class SuspectLane:
+    """Lets one suspect at a time, of all workers of a process, be run and recorded, so that the
+    next crash is charged to it alone and not to others like it."""
 
-    def __init__(self, config: WorkerConfig, trusts_listener: Callable[[], bool]) -> None:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holder: tuple[UUID, int] | None = None
+
+    def admit(self, claimed: Claimed) -> bool:
+        with self._lock:
+            if self._holder is not None:
+                return False
+            self._holder = claimed.id, claimed.token
+            return True
+
+    def settle(self, claimed: Claimed) -> None:
+        with self._lock:
+            if self._holder == (claimed.id, claimed.token):
+                self._holder = None
+
+
+class Holding:
+    """See the module. ``trusts_listener`` tells whether notifications can be relied on,
+    ``is_suspect`` whether a claimed execution has to wait for the ``lane``."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        trusts_listener: Callable[[], bool],
+        is_suspect: Callable[[Claimed], bool],
+        lane: SuspectLane,
+    ) -> None:
         self.inbox: SimpleQueue[Claimed | None] = SimpleQueue()
         self.last_start = time.monotonic()
         self.wakers: list[Callable[[], None]] = []
         self._config = config
         self._trusts_listener = trusts_listener
+        self._is_suspect = is_suspect
+        self._lane = lane
         self._outbox: deque[Finished] = deque()
         self._locked_out: deque[tuple[float, Finished]] = deque()
         self._lock = threading.Lock()
@@ -182,7 +214,10 @@ class Holding:
             if claimed and self.inbox.empty():
                 self.last_start = time.monotonic()
             for each in claimed:
-                self.inbox.put(each)
+                if each.crashes and self._is_suspect(each) and not self._lane.admit(each):
+                    self._outbox.append(Finished(each, HandedBack(LANE_PAUSE), 0.0))
+                else:
+                    self.inbox.put(each)
             if not self._claiming:  # a stop came while the reply was on its way
                 self.give_back_unstarted()
 
@@ -233,17 +268,18 @@ class Holding:
         self.give_back_unstarted()
         self.wakers[0]()
 
-    def give_back_unstarted(self) -> None:
-        """Hand back whatever is in the inbox, its attempts not counted."""
-        ends = 0
+    def give_back_unstarted(self, ids: set[UUID] | None = None) -> None:
+        """Hand back what is in the inbox, all or only these, their attempts not counted."""
+        kept: list[Claimed | None] = []
         with suppress(Empty):
             while True:
                 claimed = self.inbox.get_nowait()
-                if claimed is None:
-                    ends += 1
+                if claimed is None or (ids is not None and claimed.id not in ids):
+                    kept.append(claimed)
                 else:
                     self._outbox.append(Finished(claimed, HandedBack(0.0), 0.0))
-        self.end_threads(ends)
+        for each in kept:
+            self.inbox.put(each)
 
     def end_threads(self, count: int) -> None:
         """Let so many threads end when they come for more."""
@@ -335,6 +371,8 @@ class Holding:
             self._tokens[token] -= 1
             if self._tokens[token] <= 0:
                 del self._tokens[token]
+            if each.claimed.crashes:
+                self._lane.settle(each.claimed)
 
     def _give_back_stalled(self, now: float) -> None:
         # All threads are held by long tasks: what waits behind them may run elsewhere.

@@ -112,6 +112,14 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     seq: int
 
 
+def is_suspect(crashes: int, max_crashes: int) -> bool:
+    """Whether an execution has been lost with its process so often that it may be the cause.
+
+    Once happens to everything that runs in a process that is killed. (RESCUE says the same.)
+    """
+    return crashes >= max(1, min(2, max_crashes))
+
+
 class Completed(msgspec.Struct, frozen=True, gc=False):
     """The task returned; ``result`` is JSON text."""
 

@@ -267,8 +267,10 @@ class Orchestrator:
             self._coordinator.start()
         except BaseException:
             self._coordinator = None
-            self._stack.close()
-            self._phase = _Phase.IDLE
+            try:
+                self._stack.close()
+            finally:
+                self._phase = _Phase.IDLE
             raise
         with self._lock:
             self._phase = _Phase.RUNNING
@@ -309,7 +311,10 @@ class Orchestrator:
                 )
         except BaseException as worse:
             error = error or worse
-        self._stack.close()
+        try:
+            self._stack.close()
+        except BaseException as worse:  # whatever the end of [tasks] setup does
+            error = error or worse
         telemetry.emit("server.stopped", server=str(self._id))
         self._phase = _Phase.IDLE
         if error is None:

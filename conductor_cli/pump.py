@@ -136,7 +136,7 @@ class Pump(PeriodicService):
             if not is_bad_value(error):
                 raise
             self._one_by_one(conn, ended.values(), plan)
-            return []
+            ended, done = {}, executions.exchange(conn, [], claim)
         self._account(conn, ended, done)
         if done.claimed:
             telemetry.emit("executions.claimed", count=len(done.claimed), queue=self._queue)
@@ -224,7 +224,10 @@ class Pump(PeriodicService):
         given: dict[UUID, Finished] = {}
         for each in finished:
             outcome = each.outcome
-            if isinstance(outcome, (Retrying, HandedBack)):
+            if each.claimed.id in ended or each.claimed.id in given:
+                # Two claims of one execution, since this server was declared dead in between.
+                self._holding.again(each)
+            elif isinstance(outcome, (Retrying, HandedBack)):
                 given[each.claimed.id] = self._hastened(each, outcome)
             else:
                 ended[each.claimed.id] = each

@@ -45,10 +45,10 @@ class JobScheduler(PeriodicService):
         """Whether the schedule has moved on, here or elsewhere."""
         try:
             parsed = timing.Schedule.parse(schedule.expression, schedule.timezone)
-        except TaskDefinitionError as error:
+            missed = timing.Missed(schedule.missed)
+        except (TaskDefinitionError, ValueError) as error:
             self._refuse(schedule, error)
             return False
-        missed = timing.Missed(schedule.missed)
         due = timing.due(parsed, schedule.next_at, schedule.now, missed)
         with conn.transaction():
             made = fleet.tick(
@@ -65,8 +65,8 @@ class JobScheduler(PeriodicService):
             )
         return True
 
-    def _refuse(self, schedule: DueSchedule, error: TaskDefinitionError) -> None:
-        # A newer version's expression: it is left to servers that understand it.
+    def _refuse(self, schedule: DueSchedule, error: Exception) -> None:
+        # A newer version's expression or policy: it is left to servers that understand it.
         key = (schedule.task, schedule.name, schedule.expression)
         if key not in self._refused:
             self._refused.add(key)

@@ -91,16 +91,19 @@ class Service:
         try:
             self.setup()
         except BaseException as error:
-            self.teardown()
+            with suppress(BaseException):  # why it did not start says more
+                self.teardown()
             self._ready.set_exception(error)
             return
         self._ready.set_result(None)
+        self._or_die(self.run)
+        self._or_die(self.teardown)
+
+    def _or_die(self, step: Callable[[], None]) -> None:
         try:
-            self.run()
+            step()
         except BaseException as error:
             self._die(error)
-        finally:
-            self.teardown()
 
     def _die(self, error: BaseException) -> None:
         telemetry.emit("service.died", service=self.name, error=repr(error))
@@ -149,6 +152,9 @@ class PeriodicService(Service):
     def run(self) -> None:
         while not self._stopping.is_set():
             pause = self._round()
+            if self._troubles:  # hints may come thick and fast: not one try for each
+                self._stopping.wait(min(pause, RETRY_FIRST))
+                pause -= RETRY_FIRST
             if pause > 0:
                 self._awake.wait(pause)
             self._awake.clear()

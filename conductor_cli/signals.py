@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 from conductor_cli import telemetry
 from conductor_cli.database import Database, Link, Listening, is_transient
-from conductor_cli.errors import DatabaseUnavailable
 from conductor_cli.service import PeriodicService, Service, backoff
 from conductor_cli.store import fleet
 
@@ -175,21 +174,25 @@ class Listener(Service):
         while not self._stopping.is_set():
             try:
                 self._listen()
-            except DatabaseUnavailable as error:
+            except Exception as error:
+                if not is_transient(error):
+                    raise
                 self._lose(error)
 
     def stop(self) -> None:
         super().stop()
-        if self._listening is not None:
-            self._listening.interrupt()
+        if (listening := self._listening) is not None:
+            listening.interrupt()
 
     def teardown(self) -> None:
-        if self._listening is not None:
-            self._listening.close()
-            self._listening = None
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            listening.close()
 
     def _listen(self) -> None:
         listening = self._listening or self._connect()
+        if self._stopping.is_set():  # it came while there was nothing to interrupt
+            return
         for payload in listening.receive(self._patience):
             if payload == "ping":
                 self._prove()
@@ -218,9 +221,9 @@ class Listener(Service):
         self._heard_at = None
         self._on_doubt()
 
-    def _lose(self, error: DatabaseUnavailable) -> None:
+    def _lose(self, error: Exception) -> None:
         self._troubles += 1
-        telemetry.emit("database.lost", component=self.name, error=str(error))
+        telemetry.emit("database.lost", component=self.name, error=str(error).strip())
         self.teardown()
         self._doubt("its connection is gone")
         self._stopping.wait(backoff(self._troubles))

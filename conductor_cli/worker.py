@@ -6,6 +6,7 @@ are in ``holding``, the talking to the database in ``pump``, the running itself 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Final
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 from conductor_cli import runner as running
 from conductor_cli import telemetry
 from conductor_cli.context import Abort, Attempt
-from conductor_cli.holding import Finished, Holding
-from conductor_cli.models import HandedBack
+from conductor_cli.holding import Finished, Holding, SuspectLane
+from conductor_cli.models import HandedBack, is_suspect
 from conductor_cli.pump import Pump
 from conductor_cli.service import Deadline, PeriodicService, Service, ServiceGroup
 
@@ -46,12 +47,13 @@ class JobWorker:
         owner: UUID,
         retention: Retention,
         trusts_listener: Callable[[], bool],
+        lane: SuspectLane,
         on_death: Callable[[Service, BaseException], None],
         on_recorded: Callable[[Recorded], None] | None = None,
     ) -> None:
         self.queue = spec.queue
         self.tasks = spec.tasks
-        self.holding = Holding(spec.config, trusts_listener)
+        self.holding = Holding(spec.config, trusts_listener, self._is_suspect, lane)
         self._name = f"worker.{spec.queue}"
         self._runner = runner
         self._on_death = on_death
@@ -79,7 +81,8 @@ class JobWorker:
         self.holding.stop_claiming()
         for attempt in self._attempts():
             attempt.signal.set(Abort.SHUTDOWN)
-        self.holding.end_threads(len(self._slots))
+        for slot in list(self._slots):
+            slot.stop()
 
     def join_tasks(self, deadline: Deadline) -> bool:
         """Wait until no task runs; False when the deadline passed first."""
@@ -121,6 +124,8 @@ class JobWorker:
         for attempt in self._attempts():
             if ids is None or attempt.claimed.id in ids:
                 attempt.signal.set(why, detail)
+        self.holding.give_back_unstarted(ids)
+        self._pumps[0].wake()
 
     def set_retry_now(self) -> None:
         """Let retries run without their backoff."""
@@ -143,10 +148,9 @@ class JobWorker:
         lost = [f"{pump.name} has lost the database" for pump in self._pumps if pump.is_troubled]
         return dead + lost
 
-    def replace_stuck(self, slot: Slot, outcome: Outcome) -> None:
+    def replace_stuck(self, slot: Slot, attempt: Attempt, outcome: Outcome) -> None:
         """Give up on a slot whose task does not return: record ``outcome``, go on without it."""
-        attempt = slot.attempt
-        if attempt is None or not attempt.decide():
+        if not attempt.decide():
             return
         self.holding.finish(Finished(attempt.claimed, outcome, 0.0))
         self._stuck += 1
@@ -161,6 +165,10 @@ class JobWorker:
         fresh = self._slot(len(self._slots) + self._stuck)
         self._slots[self._slots.index(slot)] = fresh
         fresh.start()
+
+    def _is_suspect(self, claimed: Claimed) -> bool:
+        task = self.tasks.get(claimed.task)
+        return task is not None and is_suspect(claimed.crashes, task.settings.max_crashes)
 
     def _slot(self, number: int) -> Slot:
         return Slot(
@@ -190,7 +198,6 @@ class Slot(Service):
     ) -> None:
         super().__init__(name, on_death=on_death)
         self.attempt: Attempt | None = None
-        self.deadline: float | None = None
         self._holding = holding
         self._runner = runner
         self._timekeeper = timekeeper
@@ -202,19 +209,20 @@ class Slot(Service):
             if not holding.is_claiming:
                 holding.finish(Finished(claimed, HandedBack(0.0), 0.0))
                 continue
-            self.attempt = attempt = Attempt(claimed)
-            self._set_deadline(claimed, started)
+            seconds = self._runner.timeout_of(claimed)
+            deadline = None if seconds is None else started + seconds
+            self.attempt = attempt = Attempt(claimed, deadline)
+            if deadline is not None:
+                self._timekeeper.look_by(deadline)
             outcome = self._runner.run(attempt)
             self.attempt = None
             if not attempt.decide():
                 return  # given up on, and replaced
             holding.finish(Finished(claimed, outcome, clock() - started))
 
-    def _set_deadline(self, claimed: Claimed, started: float) -> None:
-        seconds = self._runner.timeout_of(claimed)
-        if seconds is not None or self.deadline is not None:
-            self.deadline = None if seconds is None else started + seconds
-            self._timekeeper.wake()
+    def stop(self) -> None:
+        super().stop()
+        self._holding.end_threads(1)
 
 
 class Timekeeper(PeriodicService):
@@ -224,25 +232,37 @@ class Timekeeper(PeriodicService):
         self, name: str, worker: JobWorker, on_death: Callable[[Service, BaseException], None]
     ) -> None:
         super().__init__(name, pause=threading.TIMEOUT_MAX, on_death=on_death)
+        self._looks_at = math.inf
         self._worker = worker
 
+    def look_by(self, deadline: float) -> None:
+        """Look no later; called by a slot once its attempt can be seen. Wakes the thread only if it
+        sleeps for longer, so that of many short tasks one in a while does."""
+        if deadline < self._looks_at:
+            self._looks_at = deadline
+            self.wake()
+
     def tick(self) -> bool:
+        promised, self._looks_at = self._looks_at, math.inf  # who comes during the look, wakes
         now = time.monotonic()
         next_looks = [self._look(slot, now) for slot in self._worker.slots]
-        self.pause = min(next_looks, default=threading.TIMEOUT_MAX)
+        if promised > now:
+            next_looks.append(promised - now)
+        self.pause = min([threading.TIMEOUT_MAX, *next_looks])
+        self._looks_at = now + self.pause
         return False
 
     def _look(self, slot: Slot, now: float) -> float:
         """Seconds until this slot needs to be looked at again."""
-        attempt, deadline = slot.attempt, slot.deadline
-        if attempt is None or deadline is None:
+        attempt = slot.attempt
+        if attempt is None or (deadline := attempt.deadline) is None:
             return threading.TIMEOUT_MAX
         if now < deadline:
             return deadline - now
         if now >= deadline + GRACE:
             task = self._worker.tasks.get(attempt.claimed.task)
             if task is not None:
-                self._worker.replace_stuck(slot, running.timed_out(task, attempt.claimed))
+                self._worker.replace_stuck(slot, attempt, running.timed_out(task, attempt.claimed))
             return threading.TIMEOUT_MAX
         return self._ask(attempt, deadline + GRACE - now)
 

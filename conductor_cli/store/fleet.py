@@ -133,9 +133,15 @@ def join(
 LEAVE: Final = Statement(
     row=int,
     sql="""
-    -- What it still runs, if anything, is rescued by the others as an orphan's.
-    with gone as (delete from conductor.orchestrators where id = %(id)s returning 1)
-    select count(*)::int from gone
+    -- What it still runs, if anything, is rescued by the others as an orphan's. A term that it
+    -- won while it stopped ends with it, too.
+    with gone as (
+        delete from conductor.orchestrators where id = %(id)s returning 1
+    ), resigned as (
+        update conductor.leadership set leader = null where leader = %(id)s returning 1
+    )
+    select (select count(*) from gone)::int
+        + 0 * (select count(pg_notify('conductor', 'leaderless')) from resigned)::int
     """,
 )
 
@@ -254,7 +260,8 @@ RESCUE: Final = Statement(
     -- Any server may: the dead are taken with skip locked, so that two at once share them.
     -- Locking a server's row and judging its silence again under that lock keeps one that
     -- beats just now. Nobody could beat before Postgres itself had started. Rows whose owner is
-    -- not in the fleet at all are rescued too.
+    -- not in the fleet at all are rescued too. Of the suspects (see models.is_suspect) that a
+    -- server held it ran only the first that it had claimed: the crash is charged to no other.
     with dead as materialized (
         select id from conductor.orchestrators
         where greatest(beat_at, pg_postmaster_start_time()) + timeout * interval '1 second'
@@ -264,27 +271,37 @@ RESCUE: Final = Statement(
     ), buried as (
         delete from conductor.orchestrators o using dead d where o.id = d.id
     ), held as materialized (
-        select l.id, l.queue, l.flags,
-            l.crashes + 1 > coalesce(t.max_crashes, 3) as too_often
+        select l.id, l.queue, l.flags, l.owner, l.started_at, l.rank, l.run_at, l.seq,
+            l.crashes, coalesce(t.max_crashes, 3) as max_crashes,
+            l.crashes >= greatest(1, least(2, coalesce(t.max_crashes, 3))) as suspect
         from conductor.live l
         left join conductor.tasks t on t.queue = l.queue and t.name = l.task
         where l.state = 'x' and (l.owner in (select id from dead)
            or not exists (select from conductor.orchestrators o where o.id = l.owner))
         order by l.id
         for update of l skip locked
+    ), charged as materialized (
+        select id, queue, flags, charge, crashes + charge > max_crashes and charge = 1 as too_often
+        from (
+            select *, case when suspect and row_number() over (
+                partition by owner, suspect order by started_at, rank, run_at, seq) > 1
+                then 0 else 1 end as charge
+            from held
+        ) h
     ), counted as (
         update conductor.live l set
-            crashes = l.crashes + 1, owner = null, token = null,
+            crashes = l.crashes + h.charge, owner = null, token = null,
             state = 'r', run_at = conductor.now()
-        from held h where l.id = h.id and h.flags & 1 = 0 and not h.too_often
+        from charged h where l.id = h.id and h.flags & 1 = 0 and not h.too_often
         returning l.queue, l.rank
     ), ended as (
         select conductor.archive(
-            array(select id from held where flags & 1 = 0 and too_often), 'f',
+            array(select id from charged where flags & 1 = 0 and too_often), 'f',
             json_build_object('type', 'Crashed', 'traceback', null, 'message',
                 'crashed: its process ended while it ran, more often than max_crashes allows'), 1)
             as crashed,
-        conductor.archive(array(select id from held where flags & 1 <> 0), 'k', null) as cancelled
+        conductor.archive(array(select id from charged where flags & 1 <> 0), 'k', null)
+            as cancelled
     ), told as materialized (
         select c.queue, count(*)::int as returned,
             conductor.notify_queue(c.queue, min(c.rank), null)
@@ -293,7 +310,7 @@ RESCUE: Final = Statement(
     select q.queue, coalesce(told.returned, 0) as returned,
         (count(*) filter (where q.too_often and q.flags & 1 = 0))::int as crashed,
         (select count(*) from dead)::int + 0 * (select crashed + cancelled from ended) as owners
-    from held q left join told on told.queue = q.queue
+    from charged q left join told on told.queue = q.queue
     group by q.queue, told.returned
     """,
 )
