@@ -15,7 +15,7 @@ from conductor_cli.config import Config, load
 from conductor_cli.invoking import Ids, Invoked, Row, Target, array, ids, row
 from conductor_cli.models import Execution, State
 from conductor_cli.registry import Invocation, InvokeOptions, Task
-from conductor_cli.store import executions, fleet, reports
+from conductor_cli.store import definitions, executions, reports
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -43,7 +43,7 @@ class Conductor:
         self.database = database
         self.max_payload = max_payload
         self._embedded: Embedded | None = None
-        self._found: dict[str, tuple[float, fleet.Registered]] = {}
+        self._found: dict[str, tuple[float, definitions.Registered]] = {}
 
     @classmethod
     def create(
@@ -246,16 +246,16 @@ class Conductor:
         known = self._find(name)
         return row(name, known.queue, known.priority, text, options)
 
-    def _find(self, name: str) -> fleet.Registered:
+    def _find(self, name: str) -> definitions.Registered:
         there = self._found.get(name)
         if there is not None and there[0] > time.monotonic():
             return there[1]
         with self.database.connection() as conn:
-            found = fleet.find_task(conn, name)
+            found = definitions.find_task(conn, name)
             if found is None:
                 raise errors.UnknownTask(
                     name,
-                    registry.nearest(name, fleet.task_names(conn)),
+                    registry.nearest(name, definitions.task_names(conn)),
                     "Servers and `conductor migrate` register the tasks they are configured "
                     "with; queue= skips this check.",
                 )

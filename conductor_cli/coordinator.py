@@ -24,7 +24,7 @@ from conductor_cli.runner import EventLoop, Runner
 from conductor_cli.scheduler import JobScheduler
 from conductor_cli.service import Deadline
 from conductor_cli.signals import Beaten, Heartbeat, Identity, Listener
-from conductor_cli.store import fleet
+from conductor_cli.store import definitions
 from conductor_cli.timing import Schedule
 from conductor_cli.worker import JobWorker
 
@@ -325,9 +325,9 @@ def register(
     names = sorted({task.name for task in tasks})
     if names:
         with database.transaction() as conn:
-            fleet.register_tasks(conn, tasks)
-            now = fleet.clock(conn)
-            fleet.save_schedules(conn, [(s, first_tick(s, now)) for s in schedules], names)
+            definitions.register_tasks(conn, tasks)
+            now = definitions.clock(conn)
+            definitions.save_schedules(conn, [(s, first_tick(s, now)) for s in schedules], names)
         telemetry.emit("tasks.registered", count=len(names), schedules=len(schedules))
     return len(names), len(schedules)
 

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from conductor_cli.models import Claimed, Completed, HandedBack, Outcome
-from conductor_cli.store.executions import START, Place
+from conductor_cli.store.claims import START, Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from uuid import UUID
 
     from conductor_cli.config import WorkerConfig
-    from conductor_cli.store.executions import Promoted
+    from conductor_cli.store.claims import Promoted
 
 AHEAD: Final = 0.2  # seconds of work to hold
 MOST_AHEAD: Final = 2000

@@ -24,8 +24,8 @@ from conductor_cli.models import (
 )
 from conductor_cli.runner import describe
 from conductor_cli.service import PeriodicService
-from conductor_cli.store import executions
-from conductor_cli.store.executions import Claim, Ended, Exchange, Requeued
+from conductor_cli.store import claims
+from conductor_cli.store.claims import Claim, Ended, Exchange, Requeued
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -119,7 +119,7 @@ class Pump(PeriodicService):
         if plan.reconcile:
             self._reconcile(conn)
         if plan.look:
-            promoted = executions.promote(conn, self._queue, PROMOTE_BATCH)
+            promoted = claims.promote(conn, self._queue, PROMOTE_BATCH)
             self._holding.looked(promoted, PROMOTE_BATCH)
         ended, given = self._sorted(plan.finished)
         if given:
@@ -131,7 +131,7 @@ class Pump(PeriodicService):
     def _exchange(self, conn: Connection, ended: dict[UUID, Finished], plan: Plan) -> list[Claimed]:
         claim = self._claim(plan)
         try:
-            done = executions.exchange(conn, [self._ended(f) for f in ended.values()], claim)
+            done = claims.exchange(conn, [self._ended(f) for f in ended.values()], claim)
         except Exception as error:
             if not is_bad_value(error):
                 raise
@@ -148,13 +148,13 @@ class Pump(PeriodicService):
         for each in ended:
             alone = {each.claimed.id: each}
             try:
-                done = executions.exchange(conn, [self._ended(each)], nothing)
+                done = claims.exchange(conn, [self._ended(each)], nothing)
             except Exception as error:
                 if not is_bad_value(error):
                     raise
                 bad = Finished(each.claimed, Failed(describe(error)), each.seconds)
                 alone = {each.claimed.id: bad}
-                done = executions.exchange(conn, [self._ended(bad)], nothing)
+                done = claims.exchange(conn, [self._ended(bad)], nothing)
             self._account(conn, alone, done)
 
     def _account(self, conn: Connection, ended: dict[UUID, Finished], done: Exchange) -> None:
@@ -165,7 +165,7 @@ class Pump(PeriodicService):
         self._tell(ended.values())
 
     def _requeue(self, conn: Connection, given: dict[UUID, Finished]) -> None:
-        held = executions.requeue(
+        held = claims.requeue(
             conn,
             [
                 Requeued(f.claimed.id, f.claimed.token, f.outcome)
@@ -180,7 +180,7 @@ class Pump(PeriodicService):
 
     def _explain(self, conn: Connection, missing: Sequence[Finished]) -> None:
         """Why some writes did not hold their row, and what becomes of each."""
-        verdicts = executions.inspect(
+        verdicts = claims.inspect(
             conn, [f.claimed.id for f in missing], [f.claimed.token for f in missing]
         )
         for each in missing:
@@ -203,7 +203,7 @@ class Pump(PeriodicService):
 
     def _reconcile(self, conn: Connection) -> None:
         tokens = self._holding.known_tokens()
-        lost = executions.reconcile(conn, self._owner, self._queue, tokens)
+        lost = claims.reconcile(conn, self._owner, self._queue, tokens)
         if lost:
             telemetry.emit("executions.reconciled", count=lost, queue=self._queue)
 
@@ -243,7 +243,7 @@ class Pump(PeriodicService):
         assert isinstance(outcome, (Completed, Failed, Cancelled))
         return Ended(claimed.id, claimed.token, outcome, self._keep(claimed.task, outcome))
 
-    def _keep(self, name: str, outcome: executions.Ending) -> float | None:
+    def _keep(self, name: str, outcome: claims.Ending) -> float | None:
         task = self._tasks.get(name)
         completed = isinstance(outcome, Completed)
         default = self._retention.completed if completed else self._retention.failed
@@ -303,7 +303,7 @@ def _at_once(outcome: Retrying) -> Retrying:
     return Retrying(0.0, outcome.error, counts=True)
 
 
-def _state(outcome: executions.Ending) -> State:
+def _state(outcome: claims.Ending) -> State:
     match outcome:
         case Completed():
             return State.COMPLETED

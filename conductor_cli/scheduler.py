@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Final
 from conductor_cli import telemetry, timing
 from conductor_cli.errors import TaskDefinitionError
 from conductor_cli.service import PeriodicService
-from conductor_cli.store import fleet
+from conductor_cli.store import definitions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conductor_cli.database import Connection, Database
     from conductor_cli.service import Service
-    from conductor_cli.store.fleet import DueSchedule
+    from conductor_cli.store.definitions import DueSchedule
 
 LOOK_AGAIN: Final = 30.0  # seconds; changes announce themselves, this is the safety net
 
@@ -35,7 +35,7 @@ class JobScheduler(PeriodicService):
 
     def tick(self) -> bool:
         with self._database.connection() as conn:
-            schedules = fleet.due_schedules(conn)
+            schedules = definitions.due_schedules(conn)
             done = [self._make(conn, s) for s in schedules if s.due]
         coming = [(s.next_at - s.now).total_seconds() for s in schedules if not s.due]
         self.pause = min([LOOK_AGAIN, *[max(0.001, seconds) for seconds in coming]])
@@ -51,7 +51,7 @@ class JobScheduler(PeriodicService):
             return False
         due = timing.due(parsed, schedule.next_at, schedule.now, missed)
         with conn.transaction():
-            made = fleet.tick(
+            made = definitions.tick(
                 conn, schedule.task, schedule.name,
                 expected=schedule.next_at, ticks=due.ticks, next_at=due.next,
             )  # fmt: skip

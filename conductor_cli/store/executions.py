@@ -1,31 +1,18 @@
-"""The hot path in SQL: invoke, claim and finish, retry and hand back, cancel.
+"""Executions in SQL, as clients and operators see them: create, cancel, retry.
 
-Every function takes a connection first and never commits. Every write to a running row names
-its claim token, and says which rows it still held.
+Every function takes a connection first and never commits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-import msgspec
-
 from conductor_cli.database import Connection, Statement
-from conductor_cli.models import (
-    Cancelled,
-    Claimed,
-    Completed,
-    ExecutionError,
-    Failed,
-    HandedBack,
-    Retrying,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,355 +61,6 @@ def enqueue_plain(conn: Connection, rows: str, *, task: str, queue: str, rank: i
     ENQUEUE_PLAIN.run(conn, rows=rows, task=task, queue=queue, rank=rank)
 
 
-class Place(msgspec.Struct, frozen=True):
-    """Where a claim starts to look: nothing a worker wants is known to stand before it."""
-
-    rank: int
-    run_at: datetime | None
-    seq: int
-
-
-START: Final = Place(rank=-32768, run_at=None, seq=0)
-
-
-class Exchanged(msgspec.Struct, frozen=True, gc=False):
-    """A claimed row, or nulls when nothing was claimed; and what is special about the batch."""
-
-    missing: list[UUID] | None
-    cancelled: list[UUID] | None
-    id: UUID | None
-    task: str
-    payload: str
-    attempt: int
-    failures: int
-    crashes: int
-    timeout: float | None
-    metadata: str | None
-    event: str | None
-    rank: int
-    run_at: datetime
-    seq: int
-
-
-EXCHANGE: Final = Statement(
-    row=Exchanged,
-    sql="""
-    -- End one batch and claim the next in one round trip and one commit. Concurrent claims
-    -- skip each other's rows. Rows of the batch are taken in id order and only if this claim
-    -- still holds them; one that somebody else has locked (a cancel that is not committed) is
-    -- left for later rather than waited for. Whether a row was cancelled is decided on the
-    -- row itself, so that a cancel before this commit is never lost. (state::text: statistics
-    -- that know of no running rows would have all of them read by live_owner.)
-    with outcome as materialized (
-        select o.id, o.token, o.state, o.result, o.error, o.keep
-        from unnest(%(ids)s::uuid[], %(tokens)s::bigint[], %(states)s::text[],
-                    %(results)s::text[], %(errors)s::text[], %(keeps)s::float8[])
-            as o (id, token, state, result, error, keep)
-    ), held as materialized (
-        select l.id, o.state, o.result, o.error, o.keep
-        from outcome o
-        join conductor.live l on l.id = o.id and l.token = o.token and l.state::text = 'x'
-        order by l.id
-        for update of l skip locked
-    ), gone as (
-        delete from conductor.live l using held h where l.id = h.id
-        returning l.*, h.state as ending, h.result, h.error as reason, h.keep
-    ), kept as (
-        insert into conductor.history (
-            id, parent_id, seq, token, run_at, created_at, started_at, finished_at, expires_at,
-            timeout, attempt, failures, crashes, rank, state, queue, task, dedupe_key,
-            group_key, payload, metadata, event, result, error)
-        select id, parent_id, seq, token, run_at, created_at, started_at, conductor.now(),
-            coalesce(conductor.now() + keep * interval '1 second', 'infinity'),
-            timeout, attempt, failures + (ending = 'f')::integer, crashes, rank,
-            (case when flags & 1 <> 0 then 'k' else ending end)::"char",
-            queue, task, dedupe_key, group_key, payload, metadata, event,
-            case when flags & 1 = 0 then result::json end,
-            case when flags & 1 <> 0 then error else reason::json end
-        from gone
-        where keep is distinct from 0
-    ), claimed as (
-        update conductor.live set
-            state = 'x', owner = %(owner)s, token = %(token)s, attempt = attempt + 1,
-            started_at = conductor.now()
-        where id = any (array(
-            select id from conductor.live
-            where queue = %(queue)s and state = 'r' and task = any (%(tasks)s)
-              and (rank, run_at, seq) >= (
-                  %(from_rank)s::smallint,
-                  coalesce(%(from_run_at)s::timestamptz, '-infinity'),
-                  %(from_seq)s::bigint)
-            order by rank, run_at, seq
-            limit %(limit)s
-            for update skip locked))
-        returning id, task, payload, attempt, failures, crashes, timeout, metadata, event,
-            rank, run_at, seq
-    ), summary as (
-        select count(*) as ended, count(*) filter (where flags & 1 <> 0) as cancelled from gone
-    )
-    select case when s.ended < cardinality(%(ids)s::uuid[]) then
-            array(select id from outcome where id not in (select id from gone)) end as missing,
-        case when s.cancelled > 0 then
-            array(select id from gone where flags & 1 <> 0) end as cancelled,
-        c.id, c.task, c.payload::text, c.attempt, c.failures, c.crashes, c.timeout,
-        c.metadata::text, c.event::text, c.rank, c.run_at, c.seq
-    from summary s left join claimed c on true
-    order by c.rank, c.run_at, c.seq
-    """,
-)
-
-Ending = Completed | Failed | Cancelled
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How one claim ended. ``keep``: seconds to keep it, None for ever, 0 not at all."""
-
-    id: UUID
-    token: int
-    outcome: Ending
-    keep: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Whom to claim for, and how many of what. ``token`` is new for every claim."""
-
-    owner: UUID
-    token: int
-    queue: str
-    tasks: Sequence[str]
-    start: Place
-    limit: int
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """What an exchange brought.
-
-    ``missing``: those of the batch that were not ended; ``cancelled``: those that ended
-    cancelled because somebody had asked for it, whatever their outcome.
-    """
-
-    claimed: list[Claimed]
-    missing: list[UUID]
-    cancelled: list[UUID]
-
-
-def exchange(conn: Connection, ended: Sequence[Ended], claim: Claim) -> Exchange:
-    """End a batch and claim the next. Why some are missing, ``inspect`` tells."""
-    rows = EXCHANGE.all(
-        conn,
-        ids=[e.id for e in ended],
-        tokens=[e.token for e in ended],
-        states=[_state(e.outcome) for e in ended],
-        results=[e.outcome.result if type(e.outcome) is Completed else None for e in ended],
-        errors=[_error(e.outcome) for e in ended],
-        keeps=[None if e.keep is None else float(e.keep) for e in ended],
-        owner=claim.owner,
-        token=claim.token,
-        queue=claim.queue,
-        tasks=claim.tasks,
-        from_rank=claim.start.rank,
-        from_run_at=claim.start.run_at,
-        from_seq=claim.start.seq,
-        limit=claim.limit,
-    )
-    token = claim.token
-    claimed = [
-        Claimed(
-            r.id, token, r.task, r.payload, r.attempt, r.failures, r.crashes, r.timeout,
-            r.metadata, r.event, r.rank, r.run_at, r.seq,
-        )
-        for r in rows
-        if r.id is not None
-    ]  # fmt: skip
-    return Exchange(claimed, rows[0].missing or [], rows[0].cancelled or [])
-
-
-REQUEUE: Final = Statement(
-    row=UUID,
-    sql="""
-    -- Give rows back, each only for the claim that holds it. One that is to be cancelled is
-    -- not touched: inspect() finds it, and it is ended instead.
-    with outcome as materialized (
-        select * from unnest(%(ids)s::uuid[], %(tokens)s::bigint[], %(delays)s::float8[],
-                             %(failures)s::int[], %(attempts)s::int[], %(errors)s::text[])
-            as o (id, token, delay, failures, attempts, error)
-    ), held as materialized (
-        select l.id, o.delay, o.failures, o.attempts, o.error
-        from outcome o
-        join conductor.live l on l.id = o.id and l.token = o.token and l.state::text = 'x'
-            and l.flags & 1 = 0
-        order by l.id
-        for update of l skip locked
-    ), given as (
-        update conductor.live l set
-            state = case when h.delay > 0 then 's' else 'r' end::"char",
-            run_at = conductor.now() + h.delay * interval '1 second',
-            owner = null,
-            failures = l.failures + h.failures,
-            attempt = l.attempt + h.attempts,
-            error = coalesce(h.error::json, l.error)
-        from held h where l.id = h.id
-        returning l.id, l.queue, l.rank, l.state, l.run_at
-    ), told as materialized (
-        select conductor.notify_queue(
-            queue, min(rank), case when state = 's' then min(run_at) end)
-        from given group by queue, state
-    )
-    select id from given where (select count(*) from told) >= 0
-    """,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Requeued:
-    """A claim to give back: a retry, a snooze or a hand-back."""
-
-    id: UUID
-    token: int
-    outcome: Retrying | HandedBack
-
-
-def requeue(conn: Connection, given: Sequence[Requeued]) -> set[UUID]:
-    """Give claims back; returns those that this process still held."""
-    retries = [g.outcome if type(g.outcome) is Retrying else None for g in given]
-    return set(
-        REQUEUE.all(
-            conn,
-            ids=[g.id for g in given],
-            tokens=[g.token for g in given],
-            delays=[float(g.outcome.delay) for g in given],
-            failures=[int(r is not None and r.counts) for r in retries],
-            attempts=[0 if r is not None else -1 for r in retries],
-            errors=[encode_error(r.error) if r is not None else None for r in retries],
-        )
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Why a write did not hold its row: ``locked``, ``cancelled``, ``recorded`` or ``stale``."""
-
-    id: UUID
-    verdict: str
-
-
-INSPECT: Final = Statement(
-    row=Verdict,
-    sql="""
-    -- Reads only. A row of this claim that is no longer running, or is in history with this
-    -- token, was written by an earlier try whose reply was lost.
-    select o.id, case
-        when l.token = o.token and l.state = 'x' and l.flags & 1 <> 0 then 'cancelled'
-        when l.token = o.token and l.state = 'x' then 'locked'
-        when l.token = o.token then 'recorded'
-        when exists (select from conductor.history h where h.id = o.id and h.token = o.token)
-            then 'recorded'
-        else 'stale' end as verdict
-    from unnest(%(ids)s::uuid[], %(tokens)s::bigint[]) as o (id, token)
-    left join conductor.live l on l.id = o.id
-    """,
-)
-
-
-def inspect(conn: Connection, ids: Sequence[UUID], tokens: Sequence[int]) -> dict[UUID, str]:
-    """Why each of these claims was not written: see Verdict."""
-    return {v.id: v.verdict for v in INSPECT.all(conn, ids=ids, tokens=tokens)}
-
-
-@dataclass(frozen=True, slots=True)
-class Promoted:
-    """How many became ready, and when the next one is due (None: none is).
-
-    ``next_in``: in seconds from now; ``next_at``: seconds since 1970 by the database's clock.
-    """
-
-    promoted: int
-    next_in: float | None
-    next_at: float | None
-
-
-PROMOTE: Final = Statement(
-    row=Promoted,
-    sql="""
-    -- The future enters the ready index only when it is due. Servers that promote at once
-    -- skip each other's rows.
-    with promoted as (
-        update conductor.live set state = 'r'
-        where id = any (array(
-            select id from conductor.live
-            where queue = %(queue)s and state = 's' and run_at <= conductor.now()
-            order by run_at
-            limit %(limit)s
-            for update skip locked))
-        returning 1
-    )
-    select (select count(*) from promoted)::int as promoted,
-        extract(epoch from next.at - conductor.now())::float8 as next_in,
-        extract(epoch from next.at)::float8 as next_at
-    from (
-        select min(run_at) as at from conductor.live
-        where queue = %(queue)s and state in ('s', 'w') and run_at > conductor.now()
-    ) next
-    """,
-)
-
-
-def promote(conn: Connection, queue: str, limit: int) -> Promoted:
-    """Make due executions of a queue ready, at most ``limit``."""
-    return PROMOTE.only(conn, queue=queue, limit=limit)
-
-
-HASTEN: Final = Statement(
-    row=int,
-    sql="""
-    -- Retries without their backoff: what failed and waits becomes due now.
-    with hastened as (
-        update conductor.live set run_at = conductor.now(), state = 'r'
-        where queue = any (%(queues)s) and state = 's' and failures > 0
-          and task = any (%(tasks)s)
-        returning 1
-    )
-    select count(*)::int from hastened
-    """,
-)
-
-
-def hasten(conn: Connection, queues: Sequence[str], tasks: Sequence[str]) -> int:
-    """Make the retries of these queues due at once; returns how many."""
-    return HASTEN.only(conn, queues=queues, tasks=tasks)
-
-
-RECONCILE: Final = Statement(
-    row=int,
-    sql="""
-    -- What the database says this server runs and it does not: the reply to a claim was lost.
-    -- Rows it does run are excluded by their tokens, which only it has made. One that is to be
-    -- cancelled is ended: nobody else will.
-    with lost as materialized (
-        select id, flags from conductor.live
-        where owner = %(owner)s and state = 'x' and queue = %(queue)s
-          and not (token = any (%(tokens)s))
-        order by id
-        for update
-    ), back as (
-        update conductor.live l set
-            state = 'r', run_at = conductor.now(), owner = null, attempt = l.attempt - 1
-        from lost where l.id = lost.id and lost.flags & 1 = 0
-    )
-    select (select count(*) from lost)::int
-        + 0 * conductor.archive(array(select id from lost where flags & 1 <> 0), 'k', null)
-    """,
-)
-
-
-def reconcile(conn: Connection, owner: UUID, queue: str, tokens: Sequence[int]) -> int:
-    """Give back claims of this server in this queue whose tokens it does not know."""
-    return RECONCILE.only(conn, owner=owner, queue=queue, tokens=tokens)
-
-
 CANCEL: Final = Statement(
     row=bool,
     sql="""
@@ -468,30 +106,21 @@ def retry(conn: Connection, id: UUID) -> bool:
     return RETRY.one(conn, id=id) is not None
 
 
-def encode_error(error: ExecutionError | None) -> str | None:
-    """An error as JSON text."""
-    return None if error is None else msgspec.json.encode(error).decode()
+HASTEN: Final = Statement(
+    row=int,
+    sql="""
+    -- Retries without their backoff: what failed and waits becomes due now.
+    with hastened as (
+        update conductor.live set run_at = conductor.now(), state = 'r'
+        where queue = any (%(queues)s) and state = 's' and failures > 0
+          and task = any (%(tasks)s)
+        returning 1
+    )
+    select count(*)::int from hastened
+    """,
+)
 
 
-def _state(outcome: Ending) -> str:
-    match outcome:
-        case Completed():
-            return "c"
-        case Failed():
-            return "f"
-        case Cancelled():
-            return "k"
-        case other:
-            assert_never(other)
-
-
-def _error(outcome: Ending) -> str | None:
-    match outcome:
-        case Completed():
-            return None
-        case Failed(error=error):
-            return encode_error(error)
-        case Cancelled(reason=reason):
-            return encode_error(ExecutionError("Cancelled", reason or ""))
-        case other:
-            assert_never(other)
+def hasten(conn: Connection, queues: Sequence[str], tasks: Sequence[str]) -> int:
+    """Make the retries of these queues due at once; returns how many."""
+    return HASTEN.only(conn, queues=queues, tasks=tasks)

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from conductor_cli.models import Cancelled, Completed, ExecutionError, Failed, HandedBack
-from conductor_cli.store import executions, fleet
-from conductor_cli.store.executions import Ended, Place, Requeued
+from conductor_cli.store import claims, executions, fleet
+from conductor_cli.store.claims import Ended, Place, Requeued
 from tests.support.sessions import at_once
 from tests.support.store import (
     BROKEN,
@@ -168,7 +168,7 @@ def test_what_ends_gives_its_dedupe_key_back_to_be_claimed_later(conn: Connectio
     ],
 )  # fmt: skip
 def test_an_outcome_is_recorded(
-    conn: Connection, clock: Clock, outcome: executions.Ending, letter: str, name: str,
+    conn: Connection, clock: Clock, outcome: claims.Ending, letter: str, name: str,
     result: object, error: object, failures: int,
 ) -> None:  # fmt: skip
     began = clock.stop()
@@ -206,7 +206,7 @@ def test_a_result_of_null_is_not_no_result(conn: Connection) -> None:
     ],
 )
 def test_the_ended_lie_where_they_expire(
-    conn: Connection, outcome: executions.Ending, keep: float | None, kept: float | None,
+    conn: Connection, outcome: claims.Ending, keep: float | None, kept: float | None,
     partition: str,
 ) -> None:  # fmt: skip
     claimed = running(conn)
@@ -217,7 +217,7 @@ def test_the_ended_lie_where_they_expire(
 
 
 @pytest.mark.parametrize("outcome", [DONE, BROKEN, STOPPED])
-def test_what_is_not_kept_is_gone(conn: Connection, outcome: executions.Ending) -> None:
+def test_what_is_not_kept_is_gone(conn: Connection, outcome: claims.Ending) -> None:
     claimed = running(conn)
     assert finish(conn, end(claimed, outcome, keep=0)).missing == []
     assert live(conn, claimed.id) is None
@@ -264,14 +264,14 @@ def test_a_wrong_token_ends_nothing(conn: Connection) -> None:
     done = finish(conn, end(good), stale)
     assert done.missing == [bad.id]
     assert live(conn, bad.id).state == "x"
-    assert executions.inspect(conn, [bad.id], [stale.token]) == {bad.id: "stale"}
+    assert claims.inspect(conn, [bad.id], [stale.token]) == {bad.id: "stale"}
     assert verdict(conn, good) == "recorded"
 
 
 def test_what_never_was_is_stale(conn: Connection) -> None:
     ghost = Ended(uuid4(), 1, DONE, DAY)
     assert finish(conn, ghost).missing == [ghost.id]
-    assert executions.inspect(conn, [ghost.id], [1]) == {ghost.id: "stale"}
+    assert claims.inspect(conn, [ghost.id], [1]) == {ghost.id: "stale"}
 
 
 def test_what_is_ended_twice_was_recorded_the_first_time(conn: Connection) -> None:
@@ -311,11 +311,11 @@ def test_a_late_end_of_what_crashed_too_often_is_stale(conn: Connection, clock: 
 def test_a_hand_back_that_was_recorded_is_told_apart_from_a_stale_one(conn: Connection) -> None:
     claimed = running(conn)
     back = Requeued(claimed.id, claimed.token, HandedBack(0))
-    assert executions.requeue(conn, [back]) == {claimed.id}
-    assert executions.requeue(conn, [back]) == set()
+    assert claims.requeue(conn, [back]) == {claimed.id}
+    assert claims.requeue(conn, [back]) == set()
     assert verdict(conn, claimed) == "recorded"
     claim_one(conn)
-    assert executions.requeue(conn, [back]) == set()
+    assert claims.requeue(conn, [back]) == set()
     assert verdict(conn, claimed) == "stale"
 
 
@@ -324,7 +324,7 @@ def test_a_hand_back_that_was_recorded_is_told_apart_from_a_stale_one(conn: Conn
 
 @pytest.mark.parametrize("outcome", [DONE, BROKEN, Cancelled("my own reason")])
 def test_however_it_ends_it_is_cancelled_when_somebody_asked(
-    conn: Connection, outcome: executions.Ending
+    conn: Connection, outcome: claims.Ending
 ) -> None:
     claimed, plain = running(conn), running(conn)
     executions.cancel(conn, claimed.id, "their reason")

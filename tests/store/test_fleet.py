@@ -10,8 +10,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from conductor_cli.models import ScheduleSpec, TaskSpec
-from conductor_cli.store import executions, fleet
-from conductor_cli.store.fleet import Registered, Rescued
+from conductor_cli.store import definitions, executions, fleet
+from conductor_cli.store.definitions import Registered
+from conductor_cli.store.fleet import Rescued
 from tests.support.sessions import Ears, at_once, background, wait_until_blocked
 from tests.support.store import (
     add,
@@ -47,12 +48,12 @@ def after(seconds: float) -> datetime:
 
 def test_a_registered_task_is_found_in_its_own_queue(conn: Connection) -> None:
     register(conn, "t", "elsewhere", home=False, priority=1)
-    assert fleet.find_task(conn, "t") == Registered("t", "elsewhere", 1)
+    assert definitions.find_task(conn, "t") == Registered("t", "elsewhere", 1)
     register(conn, "t", "home", priority=2)
     register(conn, "a")
-    assert fleet.find_task(conn, "t") == Registered("t", "home", 2)
-    assert fleet.find_task(conn, "unknown") is None
-    assert fleet.task_names(conn) == ["a", "t"]
+    assert definitions.find_task(conn, "t") == Registered("t", "home", 2)
+    assert definitions.find_task(conn, "unknown") is None
+    assert definitions.task_names(conn) == ["a", "t"]
 
 
 def test_registering_again_changes_the_options(conn: Connection, clock: Clock) -> None:
@@ -78,7 +79,7 @@ def test_servers_that_register_at_once_do_not_deadlock(database: Database) -> No
         for i in range(50) for queue in ("q", "p")
     ]  # fmt: skip
     orders = [tasks, tasks[::-1], tasks[50:] + tasks[:50], tasks]
-    at_once(database, *[lambda c, o=o: fleet.register_tasks(c, o) for o in orders])
+    at_once(database, *[lambda c, o=o: definitions.register_tasks(c, o) for o in orders])
 
 
 # ── Heartbeats ──────────────────────────────────────────────────────────────────────────────
@@ -115,7 +116,7 @@ def test_a_beat_tells_the_machines_time(conn: Connection, clock: Clock) -> None:
     clock.stop(MOMENT)
     told = beat(conn, join(conn)).clock
     assert abs(told - datetime.now(UTC).timestamp()) < 60
-    assert fleet.clock(conn) == MOMENT.timestamp()
+    assert definitions.clock(conn) == MOMENT.timestamp()
 
 
 def test_a_beat_is_heard_by_the_servers_own_listener(conn: Connection, database: Database) -> None:
@@ -449,7 +450,7 @@ def schedule(name: str = "daily", task: str = "t", **more: Any) -> ScheduleSpec:
 
 
 def save(conn: Connection, *given: ScheduleSpec, at: float = 60, tasks: str = "t") -> int:
-    return fleet.save_schedules(conn, [(s, after(at)) for s in given], list(tasks))
+    return definitions.save_schedules(conn, [(s, after(at)) for s in given], list(tasks))
 
 
 def stored(conn: Connection, name: str = "daily") -> Any:
@@ -460,7 +461,7 @@ def tick(
     conn: Connection, expected: float = 60, next_at: float | None = 120,
     ticks: tuple[float, ...] = (60,), name: str = "daily",
 ) -> list[UUID]:  # fmt: skip
-    return fleet.tick(
+    return definitions.tick(
         conn, "t", name, expected=after(expected), ticks=[after(each) for each in ticks],
         next_at=None if next_at is None else after(next_at),
     )  # fmt: skip
@@ -516,9 +517,9 @@ def test_schedules_of_tasks_that_are_not_served_here_are_left_alone(conn: Connec
 def test_due_schedules_come_first_and_the_next_is_told(conn: Connection, clock: Clock) -> None:
     now = clock.stop(MOMENT)
     save(conn, schedule("later"), at=60)
-    fleet.save_schedules(conn, [(schedule("never", "u"), None)], ["u"])
-    fleet.save_schedules(conn, [(schedule("now", "v", missed="skip"), now)], ["v"])
-    first, second = fleet.due_schedules(conn)
+    definitions.save_schedules(conn, [(schedule("never", "u"), None)], ["u"])
+    definitions.save_schedules(conn, [(schedule("now", "v", missed="skip"), now)], ["v"])
+    first, second = definitions.due_schedules(conn)
     assert (first.name, first.due, first.next_at, first.now) == ("now", True, now, now)
     assert (first.task, first.expression, first.timezone) == ("v", "0 0 * * *", "UTC")
     assert (first.missed, second.name, second.due) == ("skip", "later", False)
@@ -564,7 +565,7 @@ def test_a_schedule_may_have_no_next_tick(conn: Connection) -> None:
     save(conn, schedule())
     assert len(tick(conn, next_at=None)) == 1
     assert stored(conn).next_at is None
-    assert fleet.due_schedules(conn) == []
+    assert definitions.due_schedules(conn) == []
 
 
 @pytest.mark.parametrize(("expected", "name"), [(59, "daily"), (120, "daily"), (60, "gone")])

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 
 from conductor_cli.database import Database
-from conductor_cli.store import executions, fleet, reports
+from conductor_cli.store import claims, fleet, reports
 from tests.support.statements import Plan, explain
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _exchange(conn: Connection, *, ended: int, limit: int, beyond: bool = True) 
     ).fetchall()
     return explain(
         conn,
-        executions.EXCHANGE,
+        claims.EXCHANGE,
         ids=[id for id, _ in rows],
         tokens=[token for _, token in rows],
         states=["c"] * ended,
@@ -153,7 +153,7 @@ def test_giving_back_reads_what_it_gives(planned: Connection) -> None:
     rows = planned.execute("select id, token from conductor.live where state = 'x' limit 100")
     ids, tokens = zip(*rows, strict=True)
     plan = explain(
-        planned, executions.REQUEUE, ids=list(ids), tokens=list(tokens), delays=[5.0] * 100,
+        planned, claims.REQUEUE, ids=list(ids), tokens=list(tokens), delays=[5.0] * 100,
         failures=[1] * 100, attempts=[0] * 100, errors=[None] * 100,
     )  # fmt: skip
     assert plan.indexes("live") == {"live_pkey"}
@@ -161,7 +161,7 @@ def test_giving_back_reads_what_it_gives(planned: Connection) -> None:
 
 
 def test_promotion_reads_what_is_due(planned: Connection) -> None:
-    plan = explain(planned, executions.PROMOTE, queue="q", limit=1000)
+    plan = explain(planned, claims.PROMOTE, queue="q", limit=1000)
     assert plan.indexes("live") == {"live_due", "live_pkey"}
     assert plan.read("live") <= 2 * 500 + 1
     assert plan.buffers < 30 * 500
@@ -174,7 +174,7 @@ def test_rescue_reads_what_runs(planned: Connection) -> None:
     assert plan.buffers < 60 * 100
 
 
-@pytest.mark.parametrize("statement", [fleet.BEAT, executions.RECONCILE])
+@pytest.mark.parametrize("statement", [fleet.BEAT, claims.RECONCILE])
 def test_a_server_reads_what_it_runs(planned: Connection, statement: Any) -> None:
     plan = explain(
         planned, statement, id=UUID(SERVER.format(2)), owner=UUID(SERVER.format(2)), queue="q",
@@ -199,7 +199,7 @@ def test_pruning_reads_nothing_when_nothing_has_expired(planned: Connection) -> 
     assert plan.buffers < 200
 
 
-@pytest.mark.parametrize("statement", [executions.INSPECT, reports.GET])
+@pytest.mark.parametrize("statement", [claims.INSPECT, reports.GET])
 def test_ids_are_looked_up_by_their_indexes(planned: Connection, statement: Any) -> None:
     ids = [
         id

@@ -18,8 +18,8 @@ from conductor_cli.models import (
     Retrying,
     State,
 )
-from conductor_cli.store import executions, fleet, reports
-from conductor_cli.store.executions import Requeued
+from conductor_cli.store import claims, executions, fleet, reports
+from conductor_cli.store.claims import Requeued
 from conductor_cli.store.reports import Backlog, QueueReport, UnservedReport
 from tests.support.store import (
     BROKEN,
@@ -55,7 +55,7 @@ def after(seconds: float) -> datetime:
 def retrying(conn: Connection, delay: float = 60, **more: Any) -> UUID:
     claimed = running(conn, **more)
     outcome = Retrying(delay, ExecutionError("ValueError", "no"), counts=True)
-    executions.requeue(conn, [Requeued(claimed.id, claimed.token, outcome)])
+    claims.requeue(conn, [Requeued(claimed.id, claimed.token, outcome)])
     return claimed.id
 
 

@@ -9,8 +9,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from conductor_cli.models import ExecutionError, HandedBack, Retrying
-from conductor_cli.store import executions
-from conductor_cli.store.executions import Promoted, Requeued
+from conductor_cli.store import claims, executions
+from conductor_cli.store.claims import Promoted, Requeued
 from tests.support.sessions import Ears, at_once
 from tests.support.store import (
     BROKEN,
@@ -47,7 +47,7 @@ def back(claimed: Claimed, outcome: Retrying | HandedBack) -> Requeued:
 
 
 def requeue(conn: Connection, *given: Requeued) -> set[UUID]:
-    return executions.requeue(conn, given)
+    return claims.requeue(conn, given)
 
 
 # ── Requeue ─────────────────────────────────────────────────────────────────────────────────
@@ -151,9 +151,9 @@ def test_only_the_due_of_the_queue_become_ready(conn: Connection, clock: Clock) 
     clock.stop(MOMENT)
     first, second, third = (add(conn, delay=d) for d in (10, 20, 30))
     elsewhere = add(conn, queue="p", delay=10)
-    assert executions.promote(conn, "q", 10) == Promoted(0, 10.0, MOMENT.timestamp() + 10)
+    assert claims.promote(conn, "q", 10) == Promoted(0, 10.0, MOMENT.timestamp() + 10)
     clock.advance(20)
-    assert executions.promote(conn, "q", 10) == Promoted(2, 10.0, MOMENT.timestamp() + 30)
+    assert claims.promote(conn, "q", 10) == Promoted(2, 10.0, MOMENT.timestamp() + 30)
     assert [live(conn, i).state for i in (first, second, third, elsewhere)] == list("rrss")
     assert live(conn, first).run_at == MOMENT + timedelta(seconds=10)
 
@@ -161,12 +161,12 @@ def test_only_the_due_of_the_queue_become_ready(conn: Connection, clock: Clock) 
 def test_promotion_takes_the_most_overdue_first(conn: Connection, clock: Clock) -> None:
     ids = [add(conn, delay=d) for d in (30, 10, 20)]
     clock.advance(60)
-    assert executions.promote(conn, "q", 2) == Promoted(2, None, None)
+    assert claims.promote(conn, "q", 2) == Promoted(2, None, None)
     assert [live(conn, i).state for i in ids] == ["s", "r", "r"]
 
 
 def test_nothing_is_due_in_an_empty_queue(conn: Connection) -> None:
-    assert executions.promote(conn, "q", 10) == Promoted(0, None, None)
+    assert claims.promote(conn, "q", 10) == Promoted(0, None, None)
 
 
 def test_what_waits_is_not_promoted_but_its_deadline_is_told(
@@ -177,9 +177,9 @@ def test_what_waits_is_not_promoted_but_its_deadline_is_told(
     conn.execute(
         "update conductor.live set state = 'w', run_at = %s", [MOMENT + timedelta(seconds=5)]
     )
-    assert executions.promote(conn, "q", 10).next_in == 5
+    assert claims.promote(conn, "q", 10).next_in == 5
     clock.advance(6)
-    assert executions.promote(conn, "q", 10) == Promoted(0, None, None)
+    assert claims.promote(conn, "q", 10) == Promoted(0, None, None)
     assert live(conn, waiting).state == "w"
 
 
@@ -189,8 +189,8 @@ def test_of_promotions_at_once_each_takes_others(
     add_many(conn, 5, delay=10)
     clock.advance(20)
     with conn.transaction():
-        assert executions.promote(conn, "q", 2).promoted == 2
-        assert executions.promote(other, "q", 10).promoted == 3
+        assert claims.promote(conn, "q", 2).promoted == 2
+        assert claims.promote(other, "q", 10).promoted == 3
 
 
 def test_retries_are_hastened_and_nothing_else(conn: Connection, clock: Clock) -> None:
@@ -225,7 +225,7 @@ def test_a_claim_whose_reply_was_lost_is_given_back(conn: Connection, clock: Clo
     conn.execute("update conductor.live set queue = 'p' where id = %s", [elsewhere.id])
     theirs = running(conn)
     now = clock.stop()
-    assert executions.reconcile(conn, mine, "q", [known.token]) == 1
+    assert claims.reconcile(conn, mine, "q", [known.token]) == 1
     row = live(conn, lost.id)
     assert (row.state, row.owner, row.attempt, row.crashes) == ("r", None, 0, 0)
     assert row.run_at == now
@@ -238,14 +238,14 @@ def test_a_lost_claim_that_is_to_be_cancelled_is_ended(conn: Connection) -> None
     mine = uuid4()
     lost, plain = running(conn, mine), running(conn, mine)
     executions.cancel(conn, lost.id, "why")
-    assert executions.reconcile(conn, mine, "q", []) == 2
+    assert claims.reconcile(conn, mine, "q", []) == 2
     row = history(conn, lost.id)
     assert (row.state, row.error["message"]) == ("k", "why")
     assert live(conn, plain.id).state == "r"
 
 
 def test_there_is_mostly_nothing_to_reconcile(conn: Connection) -> None:
-    assert executions.reconcile(conn, uuid4(), "q", [1, 2]) == 0
+    assert claims.reconcile(conn, uuid4(), "q", [1, 2]) == 0
 
 
 # ── Retry of the ended ──────────────────────────────────────────────────────────────────────
@@ -253,7 +253,7 @@ def test_there_is_mostly_nothing_to_reconcile(conn: Connection) -> None:
 
 @pytest.mark.parametrize("outcome", [BROKEN, STOPPED])
 def test_what_failed_or_was_cancelled_runs_again(
-    conn: Connection, clock: Clock, ears: Ears, outcome: executions.Ending
+    conn: Connection, clock: Clock, ears: Ears, outcome: claims.Ending
 ) -> None:
     began = clock.stop(MOMENT)
     ended = finished(

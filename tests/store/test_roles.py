@@ -14,8 +14,8 @@ from psycopg import sql
 from conductor_cli import migrate
 from conductor_cli.database import Database
 from conductor_cli.models import HandedBack, Retrying, ScheduleSpec
-from conductor_cli.store import executions, fleet, reports
-from conductor_cli.store.executions import Requeued
+from conductor_cli.store import claims, definitions, executions, fleet, reports
+from conductor_cli.store.claims import Requeued
 from tests.support.statements import all_statements, explain
 from tests.support.store import (
     BROKEN,
@@ -118,25 +118,23 @@ def test_a_worker_needs_no_rights_on_the_schema_itself(
     executions.cancel(conn, second.id, None)
     done = exchange(conn, [end(first), end(second), end(third, BROKEN, None)], owner=mine)
     assert (done.missing, done.cancelled) == ([], [second.id])
-    executions.requeue(conn, [Requeued(fourth.id, fourth.token, HandedBack(0))])
-    assert executions.reconcile(conn, mine, "q", []) == 2
+    claims.requeue(conn, [Requeued(fourth.id, fourth.token, HandedBack(0))])
+    assert claims.reconcile(conn, mine, "q", []) == 2
     again = claim(conn, mine)
-    executions.requeue(
-        conn, [Requeued(c.id, c.token, Retrying(5, None, counts=True)) for c in again]
-    )
+    claims.requeue(conn, [Requeued(c.id, c.token, Retrying(5, None, counts=True)) for c in again])
     executions.hasten(conn, ["q"], ["t"])
     add(conn, delay=60)
     conn.execute("update conductor.tasks set max_crashes = 0")
     claim(conn, dead, limit=1)
     clock.advance(61)
     assert [r.crashed for r in fleet.rescue(conn)] == [1]
-    assert executions.promote(conn, "q", 10).promoted == 1
+    assert claims.promote(conn, "q", 10).promoted == 1
     assert executions.retry(conn, third.id)
     assert executions.cancel(conn, third.id, None)
     schedule = ScheduleSpec("t", "s", "q", "* * * * *", "UTC", "all", "{}")
     now = clock.stop()
-    assert fleet.save_schedules(conn, [(schedule, now)], ["t"]) == 1
-    assert len(fleet.tick(conn, "t", "s", expected=now, ticks=[now], next_at=None)) == 1
+    assert definitions.save_schedules(conn, [(schedule, now)], ["t"]) == 1
+    assert len(definitions.tick(conn, "t", "s", expected=now, ticks=[now], next_at=None)) == 1
     clock.advance(3 * DAY)
     assert fleet.rotate(conn) > 0
     state_of = running(conn, mine, rank=-9)
@@ -171,7 +169,7 @@ def test_a_producer_invokes_and_cancels(conn: Connection, become: Callable[[str]
     assert executions.cancel(conn, claimed.id, "why")
     assert not executions.cancel(conn, done, "why")
     assert state(conn, made) == "cancelled"
-    assert fleet.find_task(conn, "t") is not None
+    assert definitions.find_task(conn, "t") is not None
     assert migrate.pending(conn) == []
     for forbidden in (
         "update conductor.tasks set priority = 1", "delete from conductor.history",

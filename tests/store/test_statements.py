@@ -67,7 +67,7 @@ def _describe(conn: Connection, statement: Statement[Any]) -> list[tuple[str, st
 
 
 def test_there_are_statements_to_look_at() -> None:
-    assert {"store.executions.EXCHANGE", "store.fleet.RESCUE", "migrate.APPLIED"} <= set(STATEMENTS)
+    assert {"store.claims.EXCHANGE", "store.fleet.RESCUE", "migrate.APPLIED"} <= set(STATEMENTS)
     assert len(STATEMENTS) > 30
 
 

@@ -11,8 +11,9 @@ from uuid import UUID, uuid4
 from psycopg.rows import namedtuple_row
 
 from conductor_cli.models import Cancelled, Claimed, Completed, ExecutionError, Failed, TaskSpec
-from conductor_cli.store import executions, fleet
-from conductor_cli.store.executions import START, Claim, Ended, Ending, Exchange, Met, Place
+from conductor_cli.store import claims, definitions, executions, fleet
+from conductor_cli.store.claims import START, Claim, Ended, Ending, Exchange, Place
+from conductor_cli.store.executions import Met
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +67,7 @@ def exchange(
         start=start,
         limit=limit,
     )
-    return executions.exchange(conn, ended, claim)
+    return claims.exchange(conn, ended, claim)
 
 
 def claim(conn: Connection, owner: UUID | None = None, **more: Any) -> list[Claimed]:
@@ -106,7 +107,7 @@ def finished(
 
 
 def verdict(conn: Connection, claimed: Claimed) -> str:
-    return executions.inspect(conn, [claimed.id], [claimed.token])[claimed.id]
+    return claims.inspect(conn, [claimed.id], [claimed.token])[claimed.id]
 
 
 def live(conn: Connection, id: UUID) -> Any:
@@ -159,7 +160,7 @@ def register(conn: Connection, name: str = "t", queue: str = "q", **more: Any) -
         "options": {},
         **more,
     }
-    fleet.register_tasks(conn, [TaskSpec(queue=queue, name=name, **options)])
+    definitions.register_tasks(conn, [TaskSpec(queue=queue, name=name, **options)])
 
 
 def join(

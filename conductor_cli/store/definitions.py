@@ -1,0 +1,243 @@
+"""What authors define, in SQL: registered tasks and their options, schedules and their ticks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import msgspec
+
+from conductor_cli.database import Connection, Statement
+from conductor_cli.models import ScheduleSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from conductor_cli.models import TaskSpec
+
+REGISTER_TASKS: Final = Statement(
+    row=int,
+    sql="""
+    -- Last writer wins: two versions side by side leave the newer start's options.
+    with given as (
+        select * from json_to_recordset(%(tasks)s::text::json) as t (
+            queue text, name text, home boolean, priority smallint, max_attempts int,
+            max_crashes int, retain_completed float8, retain_failed float8, options jsonb)
+        order by queue, name
+    ), written as (
+        insert into conductor.tasks (
+            queue, name, home, priority, max_attempts, max_crashes, retain_completed,
+            retain_failed, options, registered_at)
+        select queue, name, home, priority, max_attempts, max_crashes, retain_completed,
+            retain_failed, options, conductor.now()
+        from given
+        on conflict (queue, name) do update set
+            home = excluded.home, priority = excluded.priority,
+            max_attempts = excluded.max_attempts, max_crashes = excluded.max_crashes,
+            retain_completed = excluded.retain_completed,
+            retain_failed = excluded.retain_failed, options = excluded.options,
+            registered_at = excluded.registered_at
+        returning 1
+    ), moved as (
+        -- A task that has moved to another queue is at home in the new one only.
+        update conductor.tasks t set home = false
+        from given g
+        where g.home and t.name = g.name and t.queue <> g.queue and t.home
+        returning 1
+    )
+    select (select count(*) from written)::int + 0 * (select count(*) from moved)::int
+    """,
+)
+
+
+def register_tasks(conn: Connection, tasks: Sequence[TaskSpec]) -> None:
+    """Make options known to those who have no Python at hand."""
+    REGISTER_TASKS.only(conn, tasks=msgspec.json.encode(tasks).decode())
+
+
+class Registered(msgspec.Struct, frozen=True):
+    """A registered task, as a client needs it."""
+
+    name: str
+    queue: str
+    priority: int
+
+
+FIND_TASK: Final = Statement(
+    row=Registered,
+    sql="""
+    -- Reads only.
+    select name, queue, priority from conductor.tasks
+    where name = %(name)s
+    order by home desc, registered_at desc
+    limit 1
+    """,
+)
+
+TASK_NAMES: Final = Statement(
+    row=str,
+    sql="""
+    -- Reads only.
+    select distinct name from conductor.tasks order by name
+    """,
+)
+
+
+def find_task(conn: Connection, name: str) -> Registered | None:
+    """The registered task of this name, in its own queue where it has one."""
+    return FIND_TASK.one(conn, name=name)
+
+
+def task_names(conn: Connection) -> list[str]:
+    """The names of all registered tasks."""
+    return TASK_NAMES.all(conn)
+
+
+SAVE_SCHEDULES: Final = Statement(
+    row=int,
+    sql="""
+    -- A schedule that has not changed keeps its next tick, so that a restart neither loses nor
+    -- repeats one. Schedules of tasks that are served and no longer name them are removed.
+    with given as (
+        select * from json_to_recordset(%(schedules)s::text::json) as s (
+            task text, name text, queue text, expression text, timezone text, missed text,
+            payload text, next_at timestamptz)
+        order by task, name
+    ), removed as (
+        delete from conductor.schedules s
+        where s.task = any (%(tasks)s)
+          and not exists (select from given g where g.task = s.task and g.name = s.name)
+        returning 1
+    ), saved as (
+        insert into conductor.schedules as s (
+            task, name, queue, expression, timezone, missed, payload, next_at, changed_at)
+        select task, name, queue, expression, timezone, missed, payload::json, next_at,
+            conductor.now()
+        from given
+        on conflict (task, name) do update set
+            queue = excluded.queue, missed = excluded.missed, payload = excluded.payload,
+            expression = excluded.expression, timezone = excluded.timezone,
+            next_at = case
+                when (s.expression, s.timezone) = (excluded.expression, excluded.timezone)
+                then s.next_at else excluded.next_at end,
+            changed_at = excluded.changed_at
+        where (s.queue, s.missed, s.expression, s.timezone, s.payload::text)
+            is distinct from (excluded.queue, excluded.missed, excluded.expression,
+                              excluded.timezone, excluded.payload::text)
+        returning 1
+    ), changes as (
+        select (select count(*) from removed) + (select count(*) from saved) as n
+    )
+    select n::int from changes
+    cross join lateral (select count(pg_notify('conductor', 'schedules')) where n > 0) told
+    """,
+)
+
+
+def save_schedules(
+    conn: Connection,
+    schedules: Sequence[tuple[ScheduleSpec, datetime | None]],
+    tasks: Sequence[str],
+) -> int:
+    """Store the schedules of ``tasks``, each with its first tick; returns how many changed."""
+    rows: list[dict[str, Any]] = [
+        {**msgspec.to_builtins(spec), "next_at": next_at} for spec, next_at in schedules
+    ]
+    return SAVE_SCHEDULES.only(
+        conn, schedules=msgspec.json.encode(rows).decode(), tasks=list(tasks)
+    )
+
+
+CLOCK: Final = Statement(
+    row=float,
+    sql="""
+    -- Reads only.
+    select extract(epoch from conductor.now())::float8
+    """,
+)
+
+
+def clock(conn: Connection) -> float:
+    """The database's now, in seconds since 1970."""
+    return CLOCK.only(conn)
+
+
+@dataclass(frozen=True, slots=True)
+class DueSchedule:
+    """A schedule whose next tick has come, or the next to come (``due`` tells)."""
+
+    task: str
+    name: str
+    expression: str
+    timezone: str
+    missed: str
+    next_at: datetime
+    now: datetime
+    due: bool
+
+
+DUE_SCHEDULES: Final = Statement(
+    row=DueSchedule,
+    sql="""
+    -- Reads only: whether a tick is made is decided by the compare-and-set that makes it.
+    select task, name, expression, timezone, missed, next_at, conductor.now() as now,
+        next_at <= conductor.now() as due
+    from conductor.schedules
+    where next_at is not null
+    order by next_at, task, name
+    limit 100
+    """,
+)
+
+
+def due_schedules(conn: Connection) -> list[DueSchedule]:
+    """The hundred schedules that tick first, the due ones included."""
+    return DUE_SCHEDULES.all(conn)
+
+
+TICK: Final = Statement(
+    row=UUID,
+    sql="""
+    -- Exactly one execution a tick, whoever leads: of two that saw the same next tick, the
+    -- row lock lets one move it, and the other then finds another value and inserts nothing.
+    with moved as (
+        update conductor.schedules set next_at = %(next_at)s, last_at = %(expected)s
+        where task = %(task)s and name = %(name)s and next_at = %(expected)s
+        returning task, name, queue, payload
+    ), specs as (
+        select conductor.uuid7() as id, m.task, m.name, m.queue, m.payload, tick.at,
+            coalesce(-t.priority, 0) as rank
+        from moved m
+        cross join unnest(%(ticks)s::timestamptz[]) as tick (at)
+        left join conductor.tasks t on t.queue = m.queue and t.name = m.task
+    ), enqueued as (
+        select count(*) from (
+            select json_agg(json_build_object(
+                'id', s.id, 'task', s.task, 'queue', s.queue, 'payload', s.payload,
+                'rank', s.rank, 'event', json_build_object(
+                    'name', s.name, 'scheduled_for', s.at, 'payload', s.payload))
+                order by s.at) as array
+            from specs s
+        ) a, lateral conductor.enqueue(a.array)
+        where a.array is not null
+    )
+    select id from specs, enqueued order by at
+    """,
+)
+
+
+def tick(
+    conn: Connection,
+    task: str,
+    name: str,
+    *,
+    expected: datetime,
+    ticks: Sequence[datetime],
+    next_at: datetime | None,
+) -> list[UUID]:
+    """Make the executions of these ticks, if ``expected`` is still the schedule's next one."""
+    return TICK.all(
+        conn, task=task, name=name, expected=expected, ticks=list(ticks), next_at=next_at
+    )
