@@ -31,6 +31,7 @@ Connection = psycopg.Connection[Any]
 R = TypeVar("R")
 
 CONNECT_TIMEOUT: Final = 5
+PATIENCE: Final = 10.0  # seconds to wait for a pooled connection
 STATEMENT_TIMEOUT: Final = 30.0
 
 # A silent network is noticed within 15 seconds: 5 + 3 * 3 for one that only stops answering.
@@ -163,22 +164,25 @@ class Database:
         self._pid = 0
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self, patience: float = PATIENCE) -> Iterator[Connection]:
         """A transaction of its own on a pooled connection; raises DatabaseUnavailable."""
-        with self.connection() as conn, conn.transaction():
+        with self.connection(patience) as conn, conn.transaction():
             yield conn
 
     @contextmanager
-    def connection(self) -> Iterator[Connection]:
-        """A pooled connection; each statement outside ``conn.transaction()`` commits itself."""
+    def connection(self, patience: float = PATIENCE) -> Iterator[Connection]:
+        """A pooled connection; each statement outside ``conn.transaction()`` commits itself.
+
+        ``patience``: seconds to wait for one. Raises DatabaseUnavailable.
+        """
         pool = self._pool()
         try:
-            conn = pool.getconn(timeout=CONNECT_TIMEOUT * 2)
+            conn = pool.getconn(timeout=patience)
         except (PoolTimeout, PoolClosed):
             self.connect("probe").close()  # says why, when the server is the reason
             raise errors.DatabaseUnavailable(
                 f"No connection to Postgres at {describe(self.url)} came free in "
-                f"{CONNECT_TIMEOUT * 2} seconds."
+                f"{patience:g} seconds."
             ) from None
         try:
             with conn:  # commits what an autocommitting connection has not; does not close it
@@ -200,7 +204,7 @@ class Database:
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 if last or not is_transient(error):
                     raise unavailable(error, self.url) from error
-                self._pool().check()  # after a restart all of them are dead
+                self.drop_dead()
         raise AssertionError("unreachable")
 
     def connect(self, name: str, *, statement_timeout: float = STATEMENT_TIMEOUT) -> Connection:
@@ -217,6 +221,10 @@ class Database:
             conn.close()
             raise
         return conn
+
+    def drop_dead(self) -> None:
+        """Replace pooled connections that are dead, as after a restart all of them are."""
+        self._pool().check()
 
     def close(self) -> None:
         """Close the pool; the Database may be used again and opens another."""

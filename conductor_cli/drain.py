@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from conductor_cli.database import is_transient
 from conductor_cli.models import DrainReport, State
 from conductor_cli.store import executions, reports
 
@@ -72,8 +73,7 @@ class Drain:
 
     def report(self, tally: Tally, *, timed_out: bool, elapsed: float) -> DrainReport:
         left = self._backlog()
-        with self._database.connection() as conn:
-            failures = reports.get_many(conn, tally.failed)
+        failures = self._database.retrying(lambda conn: reports.get_many(conn, tally.failed))
         return DrainReport(
             completed=tally.counts[State.COMPLETED],
             failed=tally.counts[State.FAILED],
@@ -91,16 +91,24 @@ class Drain:
     def _is_done(self) -> bool:
         if not all(worker.is_idle for worker in self._workers):
             return False
-        if self._retry_now:
-            with self._database.transaction() as conn:
-                executions.hasten(conn, self._queues, self._names)
-        left = self._backlog()
+        try:
+            left = self._look()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            return False  # the workers wait for the database, too
         if left.ready:
             for worker in self._workers:
                 worker.holding.due()
         later = left.retrying + left.scheduled + left.waiting if self._wait_until_empty else 0
         return left.ready + left.running + later == 0
 
+    def _look(self) -> reports.Backlog:
+        if self._retry_now:
+            self._database.retrying(lambda conn: executions.hasten(conn, self._queues, self._names))
+        return self._backlog()
+
     def _backlog(self) -> reports.Backlog:
-        with self._database.connection() as conn:
-            return reports.backlog(conn, self._queues, self._names)
+        return self._database.retrying(
+            lambda conn: reports.backlog(conn, self._queues, self._names)
+        )

@@ -156,7 +156,7 @@ class Holding:
     def plan(self, was_active: bool) -> Plan | None:
         """What to do next, or None when there is nothing (more) for another pump to do.
 
-        ``was_active``: the caller's last call returned a plan, which is done or has failed.
+        ``was_active``: the caller's last call returned a plan, which is done.
         """
         with self._lock:
             self._active -= was_active
@@ -221,9 +221,13 @@ class Holding:
             if not self._claiming:  # a stop came while the reply was on its way
                 self.give_back_unstarted()
 
-    def failed(self, plan: Plan) -> None:
-        """The exchange failed, or its reply was lost: keep the outcomes, doubt the claim."""
+    def failed(self, plan: Plan, waker: Callable[[], None]) -> None:
+        """The exchange failed, or its reply was lost: keep the outcomes, doubt the claim.
+
+        ``waker`` is that of the pump it failed in, which has to wait; another may be luckier.
+        """
         with self._lock:
+            self._active -= 1
             self._reserved -= plan.limit
             self._in_flight.discard(plan.token)
             self._drained -= len(plan.finished)
@@ -233,6 +237,9 @@ class Holding:
             now = time.monotonic()
             if plan.limit:
                 self._doubt_until, self._reconcile_at = now + DOUBT, now
+        for other in self.wakers:
+            if other != waker:
+                other()
 
     def looked(self, promoted: Promoted, limit: int) -> None:
         """What promoting due executions brought, ``limit`` at most."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MARGIN: Final = 1.0
 STOP_PATIENCE: Final = 5.0
+RESIGN_PATIENCE: Final = 1.0  # the heartbeat's last statement resigns, too
 
 
 class Leadership(PeriodicService):
@@ -118,7 +119,7 @@ class Leadership(PeriodicService):
 
     def _resign(self, term: int) -> None:
         try:
-            with self._database.transaction() as conn:
+            with self._database.transaction(RESIGN_PATIENCE) as conn:
                 fleet.resign(conn, self._id, term)
         except Exception as error:
             if not is_transient(error):

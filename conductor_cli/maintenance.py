@@ -33,6 +33,9 @@ class Rescuer(PeriodicService):
         super().__init__("rescuer", pause=ORPHANS_EVERY, on_death=on_death)
         self._database = database
 
+    def recover(self) -> None:
+        self._database.drop_dead()
+
     def tick(self) -> bool:
         with self._database.transaction() as conn:
             rescued = fleet.rescue(conn)
@@ -53,6 +56,9 @@ class Pruner(PeriodicService):
         super().__init__("pruner", pause=PRUNE_EVERY, on_death=on_death)
         self._database = database
         self._rounds = 0
+
+    def recover(self) -> None:
+        self._database.drop_dead()
 
     def tick(self) -> bool:
         if self._rounds * PRUNE_EVERY % ROTATE_EVERY == 0:

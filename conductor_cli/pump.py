@@ -109,7 +109,8 @@ class Pump(PeriodicService):
         try:
             claimed = self._carry_out(plan)
         except BaseException:
-            self._holding.failed(plan)
+            self._active = False
+            self._holding.failed(plan, self.wake)
             raise
         self._holding.received(plan, claimed)
         return True
@@ -136,7 +137,7 @@ class Pump(PeriodicService):
             if not is_bad_value(error):
                 raise
             self._one_by_one(conn, ended.values(), plan)
-            ended, done = {}, executions.exchange(conn, [], claim)
+            ended, done = {}, claims.exchange(conn, [], claim)
         self._account(conn, ended, done)
         if done.claimed:
             telemetry.emit("executions.claimed", count=len(done.claimed), queue=self._queue)

@@ -33,6 +33,9 @@ class JobScheduler(PeriodicService):
         self._database = database
         self._refused: set[tuple[str, str, str]] = set()
 
+    def recover(self) -> None:
+        self._database.drop_dead()
+
     def tick(self) -> bool:
         with self._database.connection() as conn:
             schedules = definitions.due_schedules(conn)

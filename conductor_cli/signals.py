@@ -82,6 +82,9 @@ class Heartbeat(PeriodicService):
     def tick(self) -> bool:
         stands, term = self._stand()
         sent_at, wall = time.monotonic(), time.time()
+        if sent_at - self._last > self._timeout:
+            # This process, or its host, was suspended; so may the others have been.
+            self._judges_from = sent_at + self._timeout
         pulse = fleet.beat(
             self._link.get(), self.identity.id,
             stopping=self.is_stopping, stands=stands, term=term, lease=self._timeout,

@@ -334,13 +334,14 @@ RECONCILE: Final = Statement(
     sql="""
     -- What the database says this server runs and it does not: the reply to a claim was lost.
     -- Rows it does run are excluded by their tokens, which only it has made. One that is to be
-    -- cancelled is ended: nobody else will.
+    -- cancelled is ended: nobody else will. What somebody else has locked is left for the next
+    -- time.
     with lost as materialized (
         select id, flags from conductor.live
         where owner = %(owner)s and state = 'x' and queue = %(queue)s
           and not (token = any (%(tokens)s))
         order by id
-        for update
+        for update skip locked
     ), back as (
         update conductor.live l set
             state = 'r', run_at = conductor.now(), owner = null, attempt = l.attempt - 1

@@ -50,14 +50,27 @@ def join(
 LEAVE: Final = Statement(
     row=int,
     sql="""
-    -- What it still runs, if anything, is rescued by the others as an orphan's. A term that it
-    -- won while it stopped ends with it, too.
-    with gone as (
+    -- What it holds without knowing (the reply to a claim was lost just before) is given back
+    -- and not charged; what is locked by others they rescue later, as an orphan's. A term that
+    -- it won while it stopped ends with it, too.
+    with held as materialized (
+        select id from conductor.live
+        where owner = %(id)s and state = 'x' and flags & 1 = 0
+        order by id
+        for update skip locked
+    ), returned as (
+        update conductor.live l set
+            state = 'r', run_at = conductor.now(), owner = null, attempt = l.attempt - 1
+        from held h where l.id = h.id
+        returning l.queue, l.rank
+    ), told as materialized (
+        select conductor.notify_queue(queue, min(rank), null) from returned group by queue
+    ), gone as (
         delete from conductor.orchestrators where id = %(id)s returning 1
     ), resigned as (
         update conductor.leadership set leader = null where leader = %(id)s returning 1
     )
-    select (select count(*) from gone)::int
+    select (select count(*) from gone)::int + 0 * (select count(*) from told)::int
         + 0 * (select count(pg_notify('conductor', 'leaderless')) from resigned)::int
     """,
 )
@@ -112,7 +125,8 @@ BEAT: Final = Statement(
     select exists (select from beat) as known,
         coalesce((select term from renewed), (select term from taken)) as term,
         extract(epoch from least(
-            (select min(beat_at + timeout * interval '1 second')
+            (select min(greatest(beat_at, pg_postmaster_start_time())
+                + timeout * interval '1 second')
              from conductor.orchestrators where id <> %(id)s),
             (select renewed_at + %(lease)s * interval '1 second'
              from conductor.leadership where %(stands)s and leader <> %(id)s)

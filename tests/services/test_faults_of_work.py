@@ -21,7 +21,7 @@ from conductor_cli.holding import Finished
 from conductor_cli.models import Claimed, Completed
 from conductor_cli.pump import Pump
 from conductor_cli.service import Deadline, PeriodicService
-from conductor_cli.store import executions, fleet
+from conductor_cli.store import claims, fleet
 from conductor_cli.worker import Timekeeper
 
 
@@ -48,8 +48,8 @@ def test_a_crash_is_charged_to_the_suspect_that_ran_and_not_to_those_that_waited
     fresh = conductor.invoke_many(plain, [{"n": n} for n in range(2)], queue="one")
     owner = uuid4()
     with conductor.database.connection() as conn:
-        claim = executions.Claim(owner, 1, "one", ["plain"], executions.START, 10)
-        assert len(executions.exchange(conn, [], claim).claimed) == 6
+        claim = claims.Claim(owner, 1, "one", ["plain"], claims.START, 10)
+        assert len(claims.exchange(conn, [], claim).claimed) == 6
         fleet.rescue(conn)  # a server that is not in the fleet
         rows = conn.execute("select id, crashes from conductor.live").fetchall()
     crashes = dict(rows)
@@ -179,8 +179,8 @@ def test_two_claims_of_one_execution_are_not_taken_for_one(
     worker.stop()
     (id,) = conductor.invoke_many(plain, [{"n": 1}])
     with conductor.database.connection() as conn:
-        claim = executions.Claim(server.info.id, 7, "one", ["plain"], executions.START, 1)
-        (valid,) = executions.exchange(conn, [], claim).claimed
+        claim = claims.Claim(server.info.id, 7, "one", ["plain"], claims.START, 1)
+        (valid,) = claims.exchange(conn, [], claim).claimed
     stale = _with_token(valid, 6)
     monkeypatch.setattr(
         worker._pumps[1], "_carry_out", lambda _: pytest.fail("the first one does it all")
@@ -200,15 +200,15 @@ def _with_token(claimed: Claimed, token: int) -> Claimed:
 def test_a_value_that_postgres_refuses_does_not_keep_the_worker_from_claiming(
     conductor: Conductor, start: Any, heard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exchange, refused = executions.exchange, []
+    exchange, refused = claims.exchange, []
 
     def refusing(conn: Any, ended: Any, claim: Any) -> Any:
-        if ended and claim.limit and claim.start == executions.START and not refused:
+        if ended and claim.limit and claim.start == claims.START and not refused:
             refused.append(len(ended))
             raise psycopg.DataError("a poison value")
         return exchange(conn, ended, claim)
 
-    monkeypatch.setattr(pump.executions, "exchange", refusing)
+    monkeypatch.setattr(pump.claims, "exchange", refusing)
 
     @task
     def brief() -> None:
