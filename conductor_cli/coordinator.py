@@ -7,7 +7,7 @@ pruner. There is no mode switch: one server is a cluster of one.
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from conductor_cli.models import ScheduleSpec
     from conductor_cli.pump import Recorded, Retention
     from conductor_cli.service import Service
+    from conductor_cli.telemetry.meters import Reader
 
 LAST_WORDS: Final = 2.0  # seconds kept for flushing, resigning and handing back
 LOOK_EVERY: Final = 0.02
@@ -81,6 +82,7 @@ class JobCoordinator:
         self._lock = threading.Lock()
         self._hurry = threading.Event()
         self._parts: _Parts | None = None
+        self._gauges = ExitStack()
 
     def start(self) -> None:
         """Register, beat, work, listen, stand for election; returns when all are up."""
@@ -97,6 +99,7 @@ class JobCoordinator:
                 self._stop(parts, Deadline(LAST_WORDS))
                 raise
             self._parts = parts
+            self._gauges = self._publish(parts)
 
     def stop(self, timeout: float | None = None) -> bool:
         """Stop gracefully within ``timeout`` seconds (default: shutdown_timeout).
@@ -112,6 +115,7 @@ class JobCoordinator:
                 return self._stop(parts, Deadline(limit))
             finally:
                 self._parts = None
+                self._gauges.close()
 
     def destroy(self) -> bool:
         """An alias of ``stop``."""
@@ -202,6 +206,32 @@ class JobCoordinator:
             interval=self._settings.heartbeat_interval,
             handle=self._handle, on_doubt=self._doubt, on_death=self._on_death,
         )  # fmt: skip
+
+    def _publish(self, parts: _Parts) -> ExitStack:
+        """Gauges for whoever scrapes; closing the stack takes them back."""
+
+        def by_queue(read: Callable[[JobWorker], int]) -> Reader:
+            return lambda: {(worker.queue,): float(read(worker)) for worker in parts.workers}
+
+        gauges: tuple[tuple[str, str, Reader, tuple[str, ...]], ...] = (
+            ("conductor_running", "Tasks running now.", by_queue(lambda w: w.running), ("queue",)),
+            (
+                "conductor_in_hand", "Executions claimed and not yet recorded.",
+                by_queue(lambda w: w.holding.in_hand), ("queue",),
+            ),
+            (
+                "conductor_is_leader", "1 while this server leads.",
+                lambda: {(): float(self.is_leader)}, (),
+            ),
+            (
+                "conductor_heartbeat_age_seconds", "Since the last beat that was answered.",
+                lambda: {(): parts.heartbeat.silent_for}, (),
+            ),
+        )  # fmt: skip
+        stack = ExitStack()
+        for name, about, read, labels in gauges:
+            stack.callback(telemetry.gauge(name, about, read, labels))
+        return stack
 
     def _start(self, parts: _Parts) -> None:
         parts.heartbeat.start()

@@ -216,13 +216,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Database(Section):
-    """``url`` is empty when none was given nor required; ``pooler`` None finds out by itself."""
+    """``url`` is empty when none was given nor required."""
 
     url: str = _key("", URL)
-    pooler: bool | None = _key(None, _SWITCH)
 
     def __repr__(self) -> str:
-        return f"Database(url={redacted(self.url)!r}, pooler={self.pooler})"
+        return f"Database(url={redacted(self.url)!r})"
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,6 @@ HISTOGRAMS: Final[Mapping[str, Histogram]] = {
     "execution.run": Histogram(
         "conductor_execution_run_seconds", "How long attempts ran.", ("queue", "task")
     ),
-    "execution.wait": Histogram(
-        "conductor_execution_wait_seconds", "From due to claimed.", ("queue",)
-    ),
 }
 BUCKETS: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),

@@ -25,6 +25,7 @@ from conductor_cli import (
     UnknownTask,
     cron,
     task,
+    telemetry,
 )
 
 
@@ -333,3 +334,14 @@ def test_a_client_works_on_both_sides_of_a_fork(conductor: Conductor) -> None:
     assert conductor.get(ours) is not None
     assert conductor.get(theirs) is not None
     assert theirs != ours
+
+
+def test_a_scrape_tells_what_runs_and_who_leads(start: Any, eventually: Any) -> None:
+    orchestrator = start(add)
+    eventually(lambda: "conductor_is_leader 1.0" in telemetry.metrics().decode())
+    text = telemetry.metrics().decode()
+    assert 'conductor_running{queue="default"} 0.0' in text
+    assert 'conductor_in_hand{queue="default"} 0.0' in text
+    assert "conductor_heartbeat_age_seconds" in text
+    orchestrator.stop()
+    assert "conductor_is_leader 1.0" not in telemetry.metrics().decode()

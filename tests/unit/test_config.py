@@ -74,7 +74,6 @@ def problem(text: str | None = None, environ: Mapping[str, str] = URL, **options
 def test_without_anything_but_a_database_the_documented_defaults_hold() -> None:
     config = load(environ=URL)
     assert config.database.url == "postgresql://localhost/app"
-    assert config.database.pooler is None
     assert (config.server.host, config.server.port) == ("127.0.0.1", 8765)
     assert (config.server.token, config.server.dashboard) == (None, True)
     assert (config.tasks.modules, config.tasks.setup) == ((), None)
@@ -112,7 +111,6 @@ def test_every_key_can_be_set_in_the_environment() -> None:
     config = load(
         environ={
             "CONDUCTOR_DATABASE_URL": "embedded",
-            "CONDUCTOR_DATABASE_POOLER": "yes",
             "CONDUCTOR_SERVER_HOST": "localhost",
             "CONDUCTOR_SERVER_PORT": "1",
             "CONDUCTOR_SERVER_TOKEN": "t0ken",
@@ -134,7 +132,7 @@ def test_every_key_can_be_set_in_the_environment() -> None:
             "CONDUCTOR_LOG_FORMAT": "json",
         }
     )
-    assert config.database == rooms.Database("embedded", pooler=True)
+    assert config.database == rooms.Database("embedded")
     assert config.server == Server("localhost", 1, "t0ken", False)
     assert config.tasks == rooms.Tasks(("a.tasks", "b.*", "c"), "a.b:setup", 2048)
     assert config.worker == Worker(7, 0.5, 0.0, 50)
@@ -369,7 +367,6 @@ def test_no_secret_shows_in_a_problem_of_the_environment(name: str) -> None:
         ("server", 'host = ""', "server.host = '': expected a host name or address"),
         ("server", "token = ''", "server.token = ***: expected printable ASCII without spaces"),
         ("server", "dashboard = 1", "server.dashboard = 1: expected true or false"),
-        ("database", "pooler = 'auto'", "database.pooler = 'auto': expected true or false"),
         ("tasks", "modules = 'myapp'", "tasks.modules = 'myapp': expected a list of modules"),
         ("tasks", "modules = ['a', 1]", "tasks.modules = ['a', 1]: expected a list of modules"),
         ("tasks", "modules = ['a-b']", "tasks.modules = ['a-b']: expected"),
@@ -714,7 +711,6 @@ def test_the_examples_commented_settings_are_valid() -> None:
     config = from_file(text, {})
     assert config.server.token
     assert config.tasks.setup == "myapp:setup"
-    assert config.database.pooler is True
     assert config.worker.for_queue("reports").concurrency == 2
 
 

@@ -612,7 +612,7 @@ def test_durations_land_in_their_buckets() -> None:
 
 def test_observe_raises_nothing() -> None:
     telemetry.observe("no.such", [1.0], "q")
-    telemetry.observe("execution.wait", ["x"], "q")
+    telemetry.observe("execution.run", ["x"], "q", "t")
 
 
 def test_every_histogram_observed_is_known_and_gets_all_its_labels() -> None:
