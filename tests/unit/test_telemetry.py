@@ -390,10 +390,11 @@ def read_lines(fd: int, until: threading.Event) -> list[dict[str, Any]]:
     os.set_blocking(fd, False)
     data = bytearray()
     while True:
+        is_last = until.is_set()  # asked before the look: what comes between belongs to it
         with contextlib.suppress(BlockingIOError):
             data += os.read(fd, 1 << 20)
             continue
-        if until.is_set():
+        if is_last:
             return [json.loads(line) for line in data.splitlines()]
         time.sleep(0.001)
 
