@@ -295,7 +295,7 @@ def _send(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:
     if len(portion) <= 1:
         return ids(made, _send_portion(conn, portion, again=False))
     met: dict[UUID, UUID] = {}
-    with conn.transaction(), conn.pipeline():
+    with database.atomically(conn), conn.pipeline():
         while portion:
             met |= _send_portion(conn, portion, again=False)
             portion = list(islice(rows, PORTION))
@@ -306,7 +306,7 @@ def _send(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:
 def _send_again(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:
     """The reply to a first try was lost, and it may have done its work."""
     made.extend(rows)
-    with conn.transaction():
+    with database.atomically(conn):
         return ids(made, _send_portion(conn, made, again=True))
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, LiteralString, TypeVar
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 from psycopg.rows import args_row, scalar_row
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
@@ -25,7 +26,8 @@ from conductor_cli.config import redacted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from psycopg.rows import RowFactory
+    from psycopg.pq import TransactionStatus
+from psycopg.rows import RowFactory
 
 Connection = psycopg.Connection[Any]
 R = TypeVar("R")
@@ -142,6 +144,20 @@ def callers(connection: object) -> Connection:
         f"connection= takes a psycopg Connection, not {type(connection).__qualname__}. "
         "Outside a transaction of your own leave it away."
     )
+
+
+@contextmanager
+def atomically(conn: Connection) -> Iterator[None]:
+    """All that is done inside, or nothing; never a commit that is the caller's to give.
+
+    Where nothing has been begun on a connection that does not autocommit, psycopg's
+    ``transaction()`` would be the outermost one and commit at its end. So its own first
+    statement begins one here, which the caller ends, and inside it is a savepoint.
+    """
+    if not conn.autocommit and conn.info.transaction_status is TransactionStatus.IDLE:
+        conn.execute("select")
+    with conn.transaction():
+        yield
 
 
 class Database:

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from psycopg_pool import ConnectionPool
 
 from conductor_cli import (
     Conductor,
@@ -249,6 +250,63 @@ def test_an_invoke_is_part_of_the_callers_transaction(
         conn.rollback()
     assert conductor.get(kept) is not None
     assert conductor.get(dropped) is None
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["nothing begun", "begun"])
+@pytest.mark.parametrize("count", [3, 5000], ids=["one portion", "several portions"])
+def test_many_invokes_are_part_of_the_callers_transaction(
+    conductor: Conductor, database_url: str, count: int, begun: bool
+) -> None:
+    payloads = [{"a": n} for n in range(count)]
+    with psycopg.connect(database_url) as conn:
+        if begun:
+            conn.execute("select 1")
+        conductor.invoke_many(add, payloads, connection=conn)
+        assert not conductor.list()
+        conn.rollback()
+        assert not conductor.list()
+        conductor.invoke_many(add, payloads, connection=conn)
+        conn.commit()
+        assert len(conductor.list(limit=10_000)) == count
+
+
+def test_of_many_that_are_refused_half_way_nothing_is_left_to_commit(
+    conductor: Conductor, database_url: str
+) -> None:
+    bad = [*[{"a": n} for n in range(3000)], {"a": "no"}]
+    with psycopg.connect(database_url) as conn:
+        with pytest.raises(PayloadError):
+            conductor.invoke_many(add, bad, connection=conn)
+        kept = conductor.invoke(add, {"a": 1}, connection=conn)
+        conn.commit()
+    assert [e.id for e in conductor.list()] == [kept]
+
+
+def test_a_client_works_on_a_pool_of_its_callers(database_url: str) -> None:
+    with ConnectionPool(database_url, min_size=1, open=True) as pool:
+        conductor = Conductor.create(pool=pool)
+        one = conductor.invoke(add, {"a": 1})
+        many = conductor.invoke_many(add, [{"a": n} for n in range(3)])
+        with Conductor.create(database_url) as other:
+            assert {e.id for e in other.list()} == {one, *many}
+            assert conductor.cancel(one)
+            cancelled = other.get(one)
+            assert cancelled is not None
+            assert cancelled.state is State.CANCELLED
+        conductor.close()
+        assert not pool.closed
+
+
+def test_many_on_an_autocommitting_connection_are_all_or_none(
+    conductor: Conductor, database_url: str
+) -> None:
+    bad = [*[{"a": n} for n in range(3000)], {"a": "no"}]
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        with pytest.raises(PayloadError):
+            conductor.invoke_many(add, bad, connection=conn)
+        assert not conductor.list()
+        conductor.invoke_many(add, bad[:-1], connection=conn)
+    assert len(conductor.list(limit=10_000)) == 3000
 
 
 def test_many_are_created_all_or_none(conductor: Conductor) -> None:
