@@ -105,6 +105,11 @@ def is_transient(error: BaseException) -> bool:
     return error.sqlstate.startswith(_TRANSIENT_STATES)
 
 
+def is_locked(error: BaseException) -> bool:
+    """Whether a lock was waited for in vain."""
+    return isinstance(error, psycopg.errors.LockNotAvailable)
+
+
 def is_bad_value(error: BaseException) -> bool:
     """Whether Postgres refused a value: alone it will be refused again, its neighbours not."""
     state = error.sqlstate if isinstance(error, psycopg.Error) else None

@@ -106,6 +106,7 @@ class Binder:
         self.whole = list(given) == ["payload"] and given["payload"].kind is not _ANY_KEYS
         self.parameters = [n for n, p in given.items() if p.kind is not _ANY_KEYS]
         self._may_lack_payload = self.whole and given["payload"].default is not _MISSING
+        self._may_lack_keys = any(p.default is not _MISSING for p in given.values())
         self._any_keys = next((hints.get(n, Any) for n in given if n not in self.parameters), None)
         self._names = frozenset((*self.parameters, self.context))
         self._context_at = _place_of_context(signature, self.context)
@@ -136,17 +137,18 @@ class Binder:
             value = self._decoder.decode(payload)
             if self.whole:
                 return ([value], {}) if self._positional else ([], {"payload": value})
-            arguments = {
-                n: v
-                for n, v in zip(self.parameters, msgspec.structs.astuple(value), strict=True)
-                if v is not msgspec.UNSET
-            }
+            values = msgspec.structs.astuple(value)
+            arguments = dict(zip(self.parameters, values, strict=True))
+            if self._may_lack_keys:
+                arguments = {n: v for n, v in arguments.items() if v is not msgspec.UNSET}
             if self._any_keys is not None:
                 arguments |= self._other_keys(payload)
         except RecursionError:
             raise PayloadError("The payload does not fit: it is nested too deeply.") from None
         except Exception as error:  # also what a model's own validation raises
             raise PayloadError(f"The payload does not fit: {_friendly(error)}.") from error
+        if not self._positional:
+            return [], arguments
         return [arguments.pop(n, d) for n, d in self._positional.items()], arguments
 
     def give(self, context: object, args: list[Any], kwargs: dict[str, Any]) -> None:

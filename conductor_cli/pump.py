@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, assert_never
 
 from conductor_cli import catalog, telemetry
-from conductor_cli.database import Link, is_bad_value
+from conductor_cli.database import Link, is_bad_value, is_locked
 from conductor_cli.holding import Finished
 from conductor_cli.models import (
     Cancelled,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from conductor_cli.database import Connection, Database
     from conductor_cli.holding import Holding, Plan
     from conductor_cli.models import Claimed
+    from conductor_cli.registry import Seconds
     from conductor_cli.service import Service
 
 PROMOTE_BATCH: Final = 1000
@@ -79,12 +80,15 @@ class Pump(PeriodicService):
         super().__init__(name, pause=1.0, on_death=on_death)
         self.retry_now = False
         self._queue = queue
-        self._tasks = tasks
         self._names = [t.name for t in tasks]
         self._holding = holding
         self._link = Link(database, name)
         self._owner = owner
-        self._retention = retention
+        self._default_keep = _keeps(None, None, retention)
+        self._keeps = {
+            t.name: _keeps(t.settings.retain_completed, t.settings.retain_failed, retention)
+            for t in tasks
+        }
         self._on_recorded = on_recorded
         self._active = False
 
@@ -115,7 +119,7 @@ class Pump(PeriodicService):
         self._holding.received(plan, claimed)
         return True
 
-    def _carry_out(self, plan: Plan) -> list[Claimed]:
+    def _carry_out(self, plan: Plan) -> Sequence[Claimed]:
         conn = self._link.get()
         if plan.reconcile:
             self._reconcile(conn)
@@ -129,54 +133,76 @@ class Pump(PeriodicService):
             return []
         return self._exchange(conn, ended, plan)
 
-    def _exchange(self, conn: Connection, ended: dict[UUID, Finished], plan: Plan) -> list[Claimed]:
+    def _exchange(
+        self, conn: Connection, ended: Sequence[Finished], plan: Plan
+    ) -> Sequence[Claimed]:
         claim = self._claim(plan)
         try:
-            done = claims.exchange(conn, [self._ended(f) for f in ended.values()], claim)
+            done = claims.exchange(conn, [self._ended(f) for f in ended], claim)
         except Exception as error:
-            if not is_bad_value(error):
-                raise
-            self._one_by_one(conn, ended.values(), plan)
-            ended, done = {}, claims.exchange(conn, [], claim)
+            if is_locked(error):
+                return self._exchange(conn, self._without_locked(conn, ended, error), plan)
+            if is_bad_value(error):
+                self._one_by_one(conn, ended, plan)
+                return self._exchange(conn, [], plan)
+            raise
         self._account(conn, ended, done)
         if done.claimed:
             telemetry.emit("executions.claimed", count=len(done.claimed), queue=self._queue)
         return done.claimed
 
+    def _without_locked(
+        self, conn: Connection, ended: Sequence[Finished], error: Exception
+    ) -> Sequence[Finished]:
+        """Leave for later those of a batch that somebody else has locked."""
+        ids = claims.locked(conn, [f.claimed.id for f in ended], [f.claimed.token for f in ended])
+        if not ids:  # any more: the whole batch has another try
+            raise error
+        for each in ended:
+            if each.claimed.id in ids:
+                self._holding.again(each)
+        return [each for each in ended if each.claimed.id not in ids]
+
     def _one_by_one(self, conn: Connection, ended: Iterable[Finished], plan: Plan) -> None:
         """A batch was refused for one of its values: the others must not suffer."""
         nothing = self._claim(plan, limit=0)
         for each in ended:
-            alone = {each.claimed.id: each}
+            alone = [each]
             try:
                 done = claims.exchange(conn, [self._ended(each)], nothing)
             except Exception as error:
+                if is_locked(error):
+                    self._holding.again(each)
+                    continue
                 if not is_bad_value(error):
                     raise
                 bad = Finished(each.claimed, Failed(describe(error)), each.seconds)
-                alone = {each.claimed.id: bad}
+                alone = [bad]
                 done = claims.exchange(conn, [self._ended(bad)], nothing)
             self._account(conn, alone, done)
 
-    def _account(self, conn: Connection, ended: dict[UUID, Finished], done: Exchange) -> None:
+    def _account(self, conn: Connection, ended: Sequence[Finished], done: Exchange) -> None:
         if done.missing:
-            self._explain(conn, [ended.pop(each) for each in done.missing])
-        for each in done.cancelled:
-            ended[each] = Finished(ended[each].claimed, Cancelled(None), ended[each].seconds)
-        self._tell(ended.values())
+            missing = set(done.missing)
+            self._explain(conn, [f for f in ended if f.claimed.id in missing])
+            ended = [f for f in ended if f.claimed.id not in missing]
+        if done.cancelled:
+            cancelled = set(done.cancelled)
+            ended = [_cancelled(f) if f.claimed.id in cancelled else f for f in ended]
+        self._tell(ended)
 
-    def _requeue(self, conn: Connection, given: dict[UUID, Finished]) -> None:
+    def _requeue(self, conn: Connection, given: Sequence[Finished]) -> None:
         held = claims.requeue(
             conn,
             [
                 Requeued(f.claimed.id, f.claimed.token, f.outcome)
-                for f in given.values()
+                for f in given
                 if isinstance(f.outcome, (Retrying, HandedBack))
             ],
         )
         if len(held) < len(given):
-            self._explain(conn, [f for each, f in given.items() if each not in held])
-        self._tell_requeued([given[each] for each in held])
+            self._explain(conn, [f for f in given if f.claimed.id not in held])
+        self._tell_requeued([f for f in given if f.claimed.id in held])
         self._holding.due()
 
     def _explain(self, conn: Connection, missing: Sequence[Finished]) -> None:
@@ -189,7 +215,7 @@ class Pump(PeriodicService):
                 case "locked":
                     self._holding.again(each)
                 case "cancelled" if isinstance(each.outcome, (Retrying, HandedBack)):
-                    self._holding.again(Finished(each.claimed, Cancelled(None), each.seconds))
+                    self._holding.again(_cancelled(each))
                 case "cancelled":
                     self._holding.again(each)
                 case "recorded" if isinstance(each.outcome, (Retrying, HandedBack)):
@@ -218,20 +244,24 @@ class Pump(PeriodicService):
             limit=plan.limit if limit is None else limit,
         )
 
-    def _sorted(
-        self, finished: Sequence[Finished]
-    ) -> tuple[dict[UUID, Finished], dict[UUID, Finished]]:
-        ended: dict[UUID, Finished] = {}
-        given: dict[UUID, Finished] = {}
+    def _sorted(self, finished: Sequence[Finished]) -> tuple[list[Finished], list[Finished]]:
+        """Those to end, and those to give back."""
+        seen: set[int] = set()
+        ended: list[Finished] = []
+        given: list[Finished] = []
         for each in finished:
-            outcome = each.outcome
-            if each.claimed.id in ended or each.claimed.id in given:
+            outcome, number = each.outcome, each.claimed.id.int
+            if number in seen:
                 # Two claims of one execution, since this server was declared dead in between.
                 self._holding.again(each)
+                continue
+            seen.add(number)
+            if type(outcome) is Completed:
+                ended.append(each)
             elif isinstance(outcome, (Retrying, HandedBack)):
-                given[each.claimed.id] = self._hastened(each, outcome)
+                given.append(self._hastened(each, outcome))
             else:
-                ended[each.claimed.id] = each
+                ended.append(each)
         return ended, given
 
     def _hastened(self, finished: Finished, outcome: Retrying | HandedBack) -> Finished:
@@ -242,36 +272,35 @@ class Pump(PeriodicService):
     def _ended(self, finished: Finished) -> Ended:
         claimed, outcome = finished.claimed, finished.outcome
         assert isinstance(outcome, (Completed, Failed, Cancelled))
-        return Ended(claimed.id, claimed.token, outcome, self._keep(claimed.task, outcome))
-
-    def _keep(self, name: str, outcome: claims.Ending) -> float | None:
-        task = self._tasks.get(name)
-        completed = isinstance(outcome, Completed)
-        default = self._retention.completed if completed else self._retention.failed
-        if task is None:
-            return default
-        settings = task.settings
-        given = settings.retain_completed if completed else settings.retain_failed
-        return catalog.retention(given, default)
+        completed, otherwise = self._keeps.get(claimed.task, self._default_keep)
+        keep = completed if type(outcome) is Completed else otherwise
+        return Ended(claimed.id, claimed.token, outcome, keep)
 
     def _tell(self, ended: Iterable[Finished]) -> None:
-        counts: Counter[tuple[str, State]] = Counter()
         times: dict[str, list[float]] = {}
+        counts: Counter[tuple[str, State]] = Counter()
         for each in ended:
-            assert isinstance(each.outcome, (Completed, Failed, Cancelled))
-            state = _state(each.outcome)
-            counts[each.claimed.task, state] += 1
-            times.setdefault(each.claimed.task, []).append(each.seconds)
-            if isinstance(each.outcome, Failed):
-                self._tell_failed(each, each.outcome)
+            task, outcome = each.claimed.task, each.outcome
+            assert isinstance(outcome, (Completed, Failed, Cancelled))
+            if (seconds := times.get(task)) is None:
+                seconds = times[task] = []
+            seconds.append(each.seconds)
+            if type(outcome) is not Completed:
+                counts[task, _state(outcome)] += 1
+            if isinstance(outcome, Failed):
+                self._tell_failed(each, outcome)
             if self._on_recorded is not None:
-                self._on_recorded(Recorded(each.claimed.id, state))
-        for (task, state), count in counts.items():
-            telemetry.emit(
-                "executions.finished", count=count, queue=self._queue, task=task, state=state.value
-            )
+                self._on_recorded(Recorded(each.claimed.id, _state(outcome)))
         for task, seconds in times.items():
+            others = sum(n for (name, _), n in counts.items() if name == task)
+            counts[task, State.COMPLETED] = len(seconds) - others
             telemetry.observe("execution.run", seconds, self._queue, task)
+        for (task, state), count in counts.items():
+            if count:
+                telemetry.emit(
+                    "executions.finished", count=count, queue=self._queue, task=task,
+                    state=state.value,
+                )  # fmt: skip
 
     def _tell_failed(self, finished: Finished, outcome: Failed) -> None:
         telemetry.emit(
@@ -298,6 +327,20 @@ class Pump(PeriodicService):
             delay=round(outcome.delay, 3), counts=outcome.counts,
             error=f"{error.type}: {error.message}" if error else None,
         )  # fmt: skip
+
+
+def _keeps(
+    completed: Seconds | bool | None, failed: Seconds | bool | None, default: Retention
+) -> tuple[float | None, float | None]:
+    """For how many seconds what has completed is kept, and what ended otherwise."""
+    return (
+        catalog.retention(completed, default.completed),
+        catalog.retention(failed, default.failed),
+    )
+
+
+def _cancelled(finished: Finished) -> Finished:
+    return Finished(finished.claimed, Cancelled(None), finished.seconds)
 
 
 def _at_once(outcome: Retrying) -> Retrying:

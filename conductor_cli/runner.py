@@ -56,6 +56,7 @@ class Runner:
         self, tasks: TaskSet, *, conductor: Conductor, loop: EventLoop, state: Any, limit: int
     ) -> None:
         self.tasks = tasks
+        self._timeouts = {t.name: registry.as_seconds(t.settings.timeout) for t in tasks}
         self._conductor = conductor
         self._loop = loop
         self._state = state
@@ -74,7 +75,7 @@ class Runner:
             outcome = ending(task, claimed, attempt.abort_reason, error)
         finally:
             current.reset(before)
-        if attempt.abort_reason is Abort.TIMEOUT and isinstance(outcome, Completed):
+        if type(outcome) is Completed and attempt.abort_reason is Abort.TIMEOUT:
             outcome = ending(task, claimed, Abort.TIMEOUT, TaskTimeout("timed out"))
         return outcome
 
@@ -82,8 +83,7 @@ class Runner:
         """Seconds this execution may run; the invocation's beats the task's."""
         if claimed.timeout is not None:
             return claimed.timeout
-        task = self.tasks.get(claimed.task)
-        return None if task is None else registry.as_seconds(task.settings.timeout)
+        return self._timeouts.get(claimed.task)
 
     def _attempted(self, task: Task[..., Any], attempt: Attempt) -> Outcome:
         try:

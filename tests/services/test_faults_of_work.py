@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 import psycopg
 import pytest
 
@@ -21,7 +22,7 @@ from conductor_cli.holding import Finished
 from conductor_cli.models import Claimed, Completed
 from conductor_cli.pump import Pump
 from conductor_cli.service import Deadline, PeriodicService
-from conductor_cli.store import claims, fleet
+from conductor_cli.store import claims, executions, fleet
 from conductor_cli.worker import Timekeeper
 
 
@@ -84,6 +85,27 @@ def test_of_what_may_have_taken_a_process_down_only_one_runs_at_a_time(
         conductor.wait(id, timeout=15)
     assert max(together) == 1
     assert max(beside) > 1
+
+
+def test_a_cancel_that_is_not_committed_holds_up_only_itself(
+    conductor: Conductor, start: Any, eventually: Any
+) -> None:
+    go_on = threading.Event()
+
+    @task(queue="one")
+    def held_together(n: int) -> int:
+        go_on.wait(20)
+        return n
+
+    ids = conductor.invoke_many(held_together, [{"n": n} for n in range(10)])
+    start(held_together)
+    eventually(lambda: len(conductor.list(state="running")) == 10)
+    with conductor.database.transaction() as conn:
+        assert executions.cancel(conn, ids[4], "later")
+        go_on.set()
+        eventually(lambda: len(conductor.list(state="completed")) == 9)
+        assert _state(conductor, ids[4]) is State.RUNNING
+    eventually(lambda: _state(conductor, ids[4]) is State.CANCELLED)
 
 
 @pytest.mark.parametrize("why", ["cancelled", "declared dead"])
@@ -192,9 +214,7 @@ def test_two_claims_of_one_execution_are_not_taken_for_one(
 
 
 def _with_token(claimed: Claimed, token: int) -> Claimed:
-    return Claimed(
-        **{**{f: getattr(claimed, f) for f in claimed.__struct_fields__}, "token": token}
-    )
+    return msgspec.structs.replace(claimed, token=token)
 
 
 def test_a_value_that_postgres_refuses_does_not_keep_the_worker_from_claiming(

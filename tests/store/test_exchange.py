@@ -38,6 +38,8 @@ from tests.support.store import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from conductor_cli.database import Connection, Database
     from conductor_cli.models import Claimed
     from tests.support.clock import Clock
@@ -351,13 +353,35 @@ def test_a_row_that_somebody_has_locked_does_not_hold_up_the_batch(
     held = claimed[50]
     with other.transaction():
         executions.cancel(other, held.id, "not committed yet")
-        done = finish(conn, *map(end, claimed))
-        assert done.missing == [held.id]
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            finish(conn, *map(end, claimed))
+        assert locked(conn, claimed) == {held.id}
+        assert finish(conn, *(end(c) for c in claimed if c is not held)).missing == []
         assert verdict(conn, held) == "locked"
+    assert locked(conn, claimed) == set()
     assert verdict(conn, held) == "cancelled"
     assert finish(conn, end(held)).cancelled == [held.id]
     assert scalar(conn, "select count(*) from conductor.history where state = 'c'") == 99
     assert history(conn, held.id).error["message"] == "not committed yet"
+
+
+def test_an_exchange_that_waits_in_vain_has_done_nothing(
+    conn: Connection, other: Connection
+) -> None:
+    add_many(conn, 3)
+    first, second, _ = claim(conn)
+    add(conn)
+    with other.transaction():
+        executions.cancel(other, second.id, None)
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            exchange(conn, [end(first), end(second)], limit=10)
+    assert history(conn, first.id) is None
+    assert scalar(conn, "select count(*) from conductor.live where state = 'r'") == 1
+    assert scalar(conn, "select current_setting('lock_timeout')") != "100ms"
+
+
+def locked(conn: Connection, claimed: Sequence[Claimed]) -> set[UUID]:
+    return claims.locked(conn, [c.id for c in claimed], [c.token for c in claimed])
 
 
 def test_a_cancel_that_is_rolled_back_changes_no_outcome(
@@ -366,7 +390,7 @@ def test_a_cancel_that_is_rolled_back_changes_no_outcome(
     claimed = running(conn)
     with other.transaction(force_rollback=True):
         executions.cancel(other, claimed.id, None)
-        assert finish(conn, end(claimed)).missing == [claimed.id]
+        assert locked(conn, [claimed]) == {claimed.id}
     assert finish(conn, end(claimed)).missing == []
     assert state(conn, claimed.id) == "completed"
 
