@@ -119,7 +119,11 @@ class Conductor:
         Raises PayloadError, UnknownTask, Duplicate, DatabaseUnavailable.
         """
         row = self._row(Invoked.of(task, payload, options))
-        return self._enqueue(iter((row,)), connection)[0]
+        if connection is not None:
+            return _send_one(database.callers(connection), row)
+        tries = iter((_send_one, _send_one_again))
+        with context.shielded():
+            return self.database.retrying(lambda conn: next(tries)(conn, row))
 
     def invoke_many(
         self,
@@ -286,6 +290,20 @@ class Conductor:
                     raise TimeoutError(f"Execution {id} is {found.state} after {timeout:g} s.")
             time.sleep(pause)
             pause = min(_LONGEST_PAUSE, pause * 1.3)
+
+
+def _send_one(conn: Connection, row: Row) -> UUID:
+    if (kind := row.kind) is not None:
+        task, queue, rank = kind
+        executions.enqueue_plain(conn, f"[{row.plain}]", task=task, queue=queue, rank=rank)
+        return row.id
+    met = executions.enqueue(conn, array((row.full,)), recheck=row.options.id is not None)
+    return ids((row,), {m.asked: m.met for m in met})[0]
+
+
+def _send_one_again(conn: Connection, row: Row) -> UUID:
+    met = executions.enqueue(conn, array((row.full,)), recheck=True)
+    return ids((row,), {m.asked: m.met for m in met})[0]
 
 
 def _send(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:

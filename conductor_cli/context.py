@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -216,13 +216,16 @@ class Attempt:
 _attempt_lock: Final = threading.Lock()
 
 
-@contextmanager
-def shielded() -> Iterator[None]:
+def shielded() -> AbstractContextManager[None]:
     """No timeout is raised into this thread inside: a driver must not be torn in the middle."""
     attempt = current.get()
     if attempt is None or attempt.shielded or attempt.thread_id != threading.get_ident():
-        yield
-        return
+        return _NOTHING
+    return _shielding(attempt)
+
+
+@contextmanager
+def _shielding(attempt: Attempt) -> Iterator[None]:
     if not attempt.forbid():
         attempt.await_interrupt()
         yield  # there is only one
@@ -233,6 +236,9 @@ def shielded() -> Iterator[None]:
     finally:
         attempt.shielded = False
         attempt.permit()
+
+
+_NOTHING: Final = nullcontext()
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,17 +197,13 @@ class Database:
         ``patience``: seconds to wait for one. Raises DatabaseUnavailable.
         """
         pool = self._pool()
+        conn = self._taken(pool, patience)
         try:
-            conn = pool.getconn(timeout=patience)
-        except (PoolTimeout, PoolClosed):
-            self.connect("probe").close()  # says why, when the server is the reason
-            raise errors.DatabaseUnavailable(
-                f"No connection to Postgres at {describe(self.url)} came free in "
-                f"{patience:g} seconds."
-            ) from None
-        try:
-            with conn:  # commits what an autocommitting connection has not; does not close it
+            if conn.autocommit:
                 yield conn
+            else:  # somebody else's pool
+                with conn:  # commits; does not close it
+                    yield conn
         finally:
             pool.putconn(conn)
 
@@ -253,6 +249,17 @@ class Database:
             pool, self._own = self._own, None
         if pool is not None and self._pid == os.getpid():
             pool.close()
+
+    def _taken(self, pool: ConnectionPool[Any], patience: float) -> Connection:
+        try:
+            conn: Connection = pool.getconn(timeout=patience)
+            return conn
+        except (PoolTimeout, PoolClosed):
+            self.connect("probe").close()  # says why, when the server is the reason
+            raise errors.DatabaseUnavailable(
+                f"No connection to Postgres at {describe(self.url)} came free in "
+                f"{patience:g} seconds."
+            ) from None
 
     def _pool(self) -> ConnectionPool[Any]:
         if self._given is not None:
