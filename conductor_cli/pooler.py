@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, LiteralString
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg import IsolationLevel
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LOCK_TIMEOUT: Final = "10s"
 IDLE_TIMEOUT: Final = "60s"
+ROUNDS: Final = 8
 
 # Does nothing and has no row where the process that answers is not the one that greeted us: a
 # pooler makes up the number it greets with.
@@ -42,6 +43,7 @@ select set_config('statement_timeout', %(statement)s, true),
        set_config('idle_in_transaction_session_timeout', %(idle)s, true)
 """
 
+_PID: Final = "select pg_backend_pid()"
 _BEGIN: Final = "begin isolation level read committed"
 _DIRECTLY: Final[AbstractContextManager[None]] = nullcontext()
 
@@ -110,10 +112,20 @@ def bind(conn: psycopg.Connection[Any], statement_timeout: float, asked: bool | 
 
 def is_direct(conn: psycopg.Connection[Any]) -> bool:
     """Whether the process that greeted us is the one that answers."""
-    query: LiteralString = "select pg_backend_pid()"
+    return _session_of(conn) == conn.info.backend_pid
+
+
+def shares_sessions(one: psycopg.Connection[Any], other: psycopg.Connection[Any]) -> bool:
+    """Whether transactions of two connections are seen to meet in one server session, or those
+    of one connection in several. True is certain; False may be luck on a busy pooler."""
+    seen = [(_session_of(one), _session_of(other)) for _ in range(ROUNDS)]
+    return any(a == b for a, b in seen) or len(set(seen)) > 1
+
+
+def _session_of(conn: psycopg.Connection[Any]) -> int:
     with conn.transaction():
-        row = conn.execute(query, prepare=False).fetchone()
-    return row is not None and row[0] == conn.info.backend_pid
+        row = conn.execute(_PID, prepare=False).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def _bind_session(

@@ -40,6 +40,7 @@ KNOWN: Final = (b"user", b"database", b"application_name", b"client_encoding", b
 PGBOUNCER: Final = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 KINDS: Final = ["own", *(["pgbouncer"] if PGBOUNCER else [])]
 
+SIZE: Final = 4
 SETTINGS: Final = """
 [databases]
 * = host={host} port={port} user={user}
@@ -48,7 +49,7 @@ listen_addr = 127.0.0.1
 listen_port = {listen}
 unix_socket_dir =
 auth_type = any
-pool_mode = transaction
+pool_mode = {mode}
 default_pool_size = 4
 min_pool_size = 0
 server_round_robin = 1
@@ -57,18 +58,18 @@ logfile = {folder}/log
 
 
 @contextlib.contextmanager
-def pooled(url: str, kind: str = "own", size: int = 4) -> Iterator[str]:
-    """The same database behind a pooler of ``size`` server sessions; yields its URL."""
+def pooled(url: str, kind: str = "own", *, mode: str = "transaction") -> Iterator[str]:
+    """The same database behind a pooler of four server sessions; yields its URL."""
     maker = _own if kind == "own" else _pgbouncer
-    with maker(url, size) as port:
+    with maker(url, mode) as port:
         user = conninfo_to_dict(url).get("user", "postgres")
         yield f"postgresql://{user}@127.0.0.1:{port}{urlsplit(url).path}?sslmode=disable"
 
 
 @contextlib.contextmanager
-def _own(url: str, size: int) -> Iterator[int]:
+def _own(url: str, mode: str) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        proxy = Proxy(url, size)
+        proxy = Proxy(url, mode)
         threading.Thread(target=proxy.serve, args=(listening,), daemon=True).start()
         try:
             yield listening.getsockname()[1]
@@ -78,7 +79,7 @@ def _own(url: str, size: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _pgbouncer(url: str, _size: int) -> Iterator[int]:
+def _pgbouncer(url: str, mode: str) -> Iterator[int]:
     parts = conninfo_to_dict(url)
     account = _account()
     folder = Path(tempfile.mkdtemp(prefix="conductor-pooler-"))
@@ -86,7 +87,7 @@ def _pgbouncer(url: str, _size: int) -> Iterator[int]:
         port: int = probe.getsockname()[1]
     settings = SETTINGS.format(
         host=parts["host"], port=parts.get("port", 5432), user=parts.get("user", "postgres"),
-        listen=port, folder=folder,
+        listen=port, folder=folder, mode=mode,
     )  # fmt: skip
     (folder / "ini").write_text(settings)
     who = (str(account.uid), str(account.gid)) if account else ("", "")
@@ -139,12 +140,13 @@ class Session:
 
 
 class Proxy:
-    """Lends server sessions to clients, a transaction at a time."""
+    """Lends server sessions to clients, for a transaction or, in session mode, for good."""
 
-    def __init__(self, url: str, size: int) -> None:
+    def __init__(self, url: str, mode: str) -> None:
         self._url = url
+        self._for_good = mode == "session"
         self._idle: queue.Queue[Session | None] = queue.Queue()  # None: not yet opened
-        for _ in range(size):
+        for _ in range(SIZE):
             self._idle.put(None)
         self._clients: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -204,7 +206,7 @@ class Proxy:
         return True
 
     def _transaction(self, client: socket.socket) -> None:
-        """From its first message to the moment the server is idle again."""
+        """From its first message to the moment the server may be another's."""
         first = _read(client)
         if first[:1] == b"X":
             raise EOFError
@@ -233,7 +235,8 @@ class Proxy:
                 if answer[:1] != b"A":
                     client.sendall(answer)
                 asked -= answer[:1] == b"Z"
-                if answer == _message(b"Z", b"I") and not (asked or begun):
+                over = answer == _message(b"Z", b"I") and not (asked or begun)
+                if over and not self._for_good:
                     return
             elif (message := _read(client))[:1] == b"X":
                 raise EOFError
