@@ -15,9 +15,18 @@ import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
 
-from conductor_cli import Conductor, Context, ExecutionCancelled, State, cron, migrate, task
+from conductor_cli import (
+    Conductor,
+    Context,
+    DatabaseUnavailable,
+    ExecutionCancelled,
+    State,
+    cron,
+    migrate,
+    task,
+)
 from conductor_cli.config import Config
-from conductor_cli.database import Database, Statement
+from conductor_cli.database import Database, Listening, Statement
 from conductor_cli.sections import Coordinator, WorkerConfig
 from conductor_cli.store import definitions
 from tests.support.pooler import KINDS, pooled
@@ -191,6 +200,12 @@ def test_one_that_keeps_sessions_apart_is_believed_too(database_url: str) -> Non
         assert not database.is_behind_pooler
 
 
+def test_nobody_listens_through_it(database: Database, database_url: str) -> None:
+    with pytest.raises(DatabaseUnavailable, match="listen"):
+        Listening(database, ["conductor"])
+    assert sessions(database_url) == {CLEAN}
+
+
 # ── The schema ───────────────────────────────────────────────────────────────────────────
 
 
@@ -277,6 +292,21 @@ def test_a_schedule_made_elsewhere_is_found(
             """
         )
     eventually(lambda: conductor.list(task="double", state="completed"))
+
+
+def test_a_server_goes_on_when_the_poolers_sessions_are_cut(
+    conductor: Conductor, start: Any, direct_url: str
+) -> None:
+    start(double)
+    assert conductor.wait(conductor.invoke(double, {"number": 1}), timeout=20) == 2
+    with psycopg.connect(direct_url, autocommit=True) as admin:
+        admin.execute(
+            """
+            select pg_terminate_backend(pid) from pg_stat_activity
+            where datname = current_database() and pid <> pg_backend_pid()
+            """
+        )
+    assert conductor.wait(conductor.invoke(double, {"number": 2}), timeout=20) == 4
 
 
 VICTIM = """

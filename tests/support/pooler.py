@@ -242,7 +242,24 @@ class Proxy:
                 raise EOFError
 
     def _borrow(self) -> Session:
-        return self._idle.get(timeout=120) or Session(self._url)
+        session = self._idle.get(timeout=120)
+        if session is None:
+            return Session(self._url)
+        if _has_died(session.socket):
+            session.close()
+            return Session(self._url)
+        return session
+
+
+def _has_died(server: socket.socket) -> bool:
+    """What came while it was idle is for nobody, unless it was its last words."""
+    while select.select([server], [], [], 0)[0]:
+        try:
+            if _read(server)[:1] == b"E":
+                return True
+        except (OSError, EOFError):
+            return True
+    return False
 
 
 def _message(kind: bytes, body: bytes) -> bytes:
