@@ -76,7 +76,11 @@ class Conductor:
             embedded = private.start(settings.folder)
             url = embedded.url
         made = cls(
-            database.Database(url, size=settings.worker.concurrency + 4),
+            database.Database(
+                url,
+                size=settings.worker.concurrency + 4,
+                behind_pooler=settings.database.pooler,
+            ),
             max_payload=settings.tasks.max_payload,
         )
         made._embedded = embedded

@@ -21,7 +21,7 @@ from conductor_cli.holding import SuspectLane
 from conductor_cli.leadership import Leadership
 from conductor_cli.maintenance import Pruner, Rescuer
 from conductor_cli.runner import EventLoop, Runner
-from conductor_cli.scheduler import JobScheduler
+from conductor_cli.scheduler import LOOK_AGAIN, JobScheduler
 from conductor_cli.service import Deadline
 from conductor_cli.signals import Beaten, Heartbeat, Identity, Listener
 from conductor_cli.store import definitions
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 LAST_WORDS: Final = 2.0  # seconds kept for flushing, resigning and handing back
 LOOK_EVERY: Final = 0.02
+LOOK_AGAIN_DEAF: Final = 2.0  # seconds, for a scheduler that hears of no changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ class JobCoordinator:
         loop = EventLoop()
         rescuer = Rescuer(self._database, on_death=self._on_death) if self._specs else None
         leadership = self._leadership() if self._settings.leads and self._specs else None
-        listener = self._listener() if self._specs else None
+        listener = self._listener() if self._specs and not self._is_deaf() else None
         trusts = _never if listener is None else (lambda: listener.is_proven)
         lane = SuspectLane()
         workers = [self._worker(spec, loop, trusts, lane) for spec in self._specs]
@@ -194,11 +195,23 @@ class JobCoordinator:
             self._identity.id,
             lease=self._settings.heartbeat_timeout,
             services=lambda: [
-                JobScheduler(self._database, on_death=self._on_death),
+                JobScheduler(
+                    self._database,
+                    on_death=self._on_death,
+                    look_again=LOOK_AGAIN_DEAF if self._database.is_behind_pooler else LOOK_AGAIN,
+                ),
                 Pruner(self._database, on_death=self._on_death),
             ],
             on_death=self._on_death,
         )
+
+    def _is_deaf(self) -> bool:
+        """Whether no notification can reach it: polling finds everything, a little later."""
+        if not self._database.is_behind_pooler:
+            return False
+        polls = max((spec.config.poll_interval for spec in self._specs), default=0.0)
+        telemetry.emit("pooler.found", poll_interval=polls)
+        return True
 
     def _listener(self) -> Listener:
         return Listener(

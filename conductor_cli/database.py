@@ -1,7 +1,8 @@
 """The way to Postgres: connections that are bounded in time, statements that are data.
 
 Every connection Conductor opens sets its own isolation level and its lock, statement and
-idle-in-transaction timeouts, so that nothing depends on how the server or role is configured.
+idle-in-transaction timeouts, so that nothing depends on how the server or role is configured;
+behind a pooler, where sessions are shared, every transaction does (see ``pooler``).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import args_row, scalar_row
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
-from conductor_cli import errors
+from conductor_cli import errors, pooler
 from conductor_cli.config import redacted
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ _REFUSALS: Final = (
     "no password supplied",
     "no pg_hba.conf entry",
     "authentication failed",
+    "no such database",  # these two are PgBouncer's words
+    "no such user",
     '" does not exist',
     "permission denied for database",
 )
@@ -64,7 +67,7 @@ class Statement(Generic[R]):
     """SQL and the type of its rows: one scalar, or a class whose fields are the columns in order;
     None when it has none.
 
-    Prepared on first use per connection; parameters are named.
+    Prepared on first use per connection, except behind a pooler; parameters are named.
     """
 
     row: type[R] | None
@@ -73,12 +76,13 @@ class Statement(Generic[R]):
     def all(self, conn: Connection, /, **parameters: Any) -> list[R]:
         """Run it and return every row."""
         with conn.cursor(binary=True, row_factory=_factory(self.row)) as cursor:
-            cursor.execute(self.sql, parameters, prepare=True)
+            with pooler.limited(conn):
+                cursor.execute(self.sql, parameters, prepare=True)
             return cursor.fetchall()
 
     def run(self, conn: Connection, /, **parameters: Any) -> None:
         """Run one that has no rows."""
-        with conn.cursor() as cursor:
+        with conn.cursor() as cursor, pooler.limited(conn):
             cursor.execute(self.sql, parameters, prepare=True)
 
     def one(self, conn: Connection, /, **parameters: Any) -> R | None:
@@ -169,20 +173,34 @@ class Database:
     """One Postgres: a pool for short work, and connections of one's own for services.
 
     The pool opens on first use and once per process, so that a Database made before a fork
-    works on both sides of it. Given somebody else's pool, it is used as it is and not closed.
+    works on both sides of it. Given somebody else's pool, it is used as it is and not closed;
+    only that behind a pooler nothing is prepared on its connections. ``behind_pooler``: whether
+    one stands in between; None finds it out with each connection.
     """
 
     def __init__(
-        self, url: str | None = None, *, pool: ConnectionPool[Any] | None = None, size: int = 10
+        self,
+        url: str | None = None,
+        *,
+        pool: ConnectionPool[Any] | None = None,
+        size: int = 10,
+        behind_pooler: bool | None = None,
     ) -> None:
         if pool is None and url is None:
             raise ValueError("a Database needs a url or a pool")
         self.url = url if url is not None else _conninfo_of(pool)
         self._given = pool
         self._size = size
+        self._asked = behind_pooler
+        self._found = behind_pooler
         self._lock = threading.Lock()
         self._own: ConnectionPool[Any] | None = None
         self._pid = 0
+
+    @property
+    def is_behind_pooler(self) -> bool:
+        """Whether sessions are shared with others, as far as the connections so far have shown."""
+        return bool(self._found)
 
     @contextmanager
     def transaction(self, patience: float = PATIENCE) -> Iterator[Connection]:
@@ -199,10 +217,11 @@ class Database:
         pool = self._pool()
         conn = self._taken(pool, patience)
         try:
-            if conn.autocommit:
+            if self._given is None:  # its connections commit by themselves
                 yield conn
-            else:  # somebody else's pool
-                with conn:  # commits; does not close it
+            else:
+                with conn:  # commits what has not been; does not close it
+                    self._adopt(conn)
                     yield conn
         finally:
             pool.putconn(conn)
@@ -227,13 +246,13 @@ class Database:
     def connect(self, name: str, *, statement_timeout: float = STATEMENT_TIMEOUT) -> Connection:
         """A connection of one's own, autocommitting; raises DatabaseUnavailable."""
         try:
-            conn = psycopg.connect(
+            conn = pooler.Bounded.connect(
                 make_conninfo(self.url, **_parameters(self.url, name)), autocommit=True
             )
         except psycopg.OperationalError as error:
             raise unavailable(error, self.url) from None
         try:
-            _configure(conn, statement_timeout)
+            self._configure(conn, statement_timeout)
         except BaseException:
             conn.close()
             raise
@@ -272,14 +291,25 @@ class Database:
     def _open(self) -> ConnectionPool[Any]:
         return ConnectionPool(
             make_conninfo(self.url, **_parameters(self.url, "pool")),
+            connection_class=pooler.Bounded,
             kwargs={"autocommit": True},
             min_size=0,
             max_size=self._size,
-            configure=lambda conn: _configure(conn, STATEMENT_TIMEOUT),
+            configure=lambda conn: self._configure(conn, STATEMENT_TIMEOUT),
             reconnect_timeout=float("inf"),
             open=True,
             name="conductor",
         )
+
+    def _configure(self, conn: Connection, statement_timeout: float) -> None:
+        self._found = pooler.bind(conn, statement_timeout, self._asked)
+
+    def _adopt(self, conn: Connection) -> None:
+        """A connection of somebody else's pool: its limits are his, but not who is in between."""
+        if self._found is None:
+            self._found = not pooler.is_direct(conn)
+        if self._found:
+            conn.prepare_threshold = None
 
 
 class Link:
@@ -316,6 +346,8 @@ class Listening:
     def __init__(self, database: Database, channels: Sequence[str]) -> None:
         self._conn = database.connect("listener")
         try:
+            if database.is_behind_pooler:  # it would hear nothing, and leave a session listening
+                raise errors.DatabaseUnavailable("Nobody can listen through a pooler.")
             for channel in channels:
                 self._conn.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
         except BaseException:
@@ -387,19 +419,6 @@ def _parsed(url: str) -> dict[str, Any]:
             "postgresql://user:password@host:port/database?sslmode=..., with special characters "
             "of the password written as %40"
         ) from None  # the reason may quote the password
-
-
-def _configure(conn: Connection, statement_timeout: float) -> None:
-    conn.execute(
-        """
-        select set_config('statement_timeout', %(statement)s, false),
-               set_config('lock_timeout', '10s', false),
-               set_config('idle_in_transaction_session_timeout', '60s', false),
-               set_config('default_transaction_isolation', 'read committed', false),
-               set_config('timezone', 'UTC', false)
-        """,
-        {"statement": f"{int(statement_timeout * 1000)}ms"},
-    )
 
 
 def _without_secrets(text: str, url: str) -> str:

@@ -10,7 +10,6 @@ import hashlib
 import importlib.resources
 import re
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,7 +21,7 @@ from conductor_cli.database import Statement, unavailable
 from conductor_cli.errors import ConductorError, SchemaMissing, SchemaTooNew
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from importlib.resources.abc import Traversable
 
     from conductor_cli.database import Connection, Database
@@ -115,16 +114,9 @@ HAS_LEDGER: Final = Statement(
 TRY_LOCK: Final = Statement(
     row=bool,
     sql="""
-    -- Polled, not waited for: waiting deadlocks with a concurrent index build elsewhere.
-    select pg_try_advisory_lock(%(key)s)
-    """,
-)
-
-UNLOCK: Final = Statement(
-    row=bool,
-    sql="""
-    -- Held by this session.
-    select pg_advisory_unlock(%(key)s)
+    -- Polled, not waited for: waiting deadlocks with a concurrent index build elsewhere. Held by
+    -- the transaction, since behind a pooler the session may be another's the next moment.
+    select pg_try_advisory_xact_lock(%(key)s)
     """,
 )
 
@@ -171,10 +163,7 @@ def upgrade(database: Database, *, breaking: bool = True) -> list[Migration]:
     try:
         conn = database.connect("migrate", statement_timeout=STATEMENT_TIMEOUT)
         with conn:
-            if not pending(conn):
-                return []
-            with _locked(conn):
-                return _apply_all(conn, breaking=breaking)
+            return _apply_all(conn, breaking=breaking)
     except psycopg.errors.InsufficientPrivilege as error:
         raise ConductorError(
             f"The database role may not change the schema: {str(error).splitlines()[0]}. "
@@ -200,44 +189,47 @@ def _by_hand(m: Migration) -> str:
 
 
 def _apply_all(conn: Connection, *, breaking: bool) -> list[Migration]:
+    done: list[Migration] = []
+    patience = time.monotonic() + LOCK_PATIENCE
+    while pending(conn):
+        with conn.transaction():
+            locked = TRY_LOCK.only(conn, key=LOCK)
+            applied_now = _apply_next(conn, breaking=breaking) if locked else []
+        for migration in applied_now:
+            telemetry.emit("migration.applied", name=migration.name)
+        done += applied_now
+        if locked:
+            patience = time.monotonic() + LOCK_PATIENCE
+        elif time.monotonic() > patience:
+            raise ConductorError(
+                f"Another process has been upgrading the schema for {LOCK_PATIENCE:g} s; "
+                "look for it in pg_locks (locktype advisory)."
+            )
+        else:
+            time.sleep(0.1)
+    return done
+
+
+def _apply_next(conn: Connection, *, breaking: bool) -> list[Migration]:
+    """In the caller's transaction, which holds the lock; none when another process was quicker."""
     conn.execute(LEDGER)
-    done = []
-    for migration in pending(conn):  # again, now that nobody else applies any
+    todo = pending(conn)[:1]  # again, now that nobody else applies any
+    for migration in todo:
         if migration.breaking and not breaking:
             raise SchemaMissing(
                 f"{migration.name} is not compatible with running older servers, so only "
                 "`conductor migrate` applies it."
             )
-        with conn.transaction():
-            conn.execute("set local lock_timeout = '3s'")
-            conn.execute(migration.sql.encode())
-            RECORD.only(
-                conn,
-                version=migration.version,
-                name=migration.name,
-                checksum=migration.checksum,
-                breaking=migration.breaking,
-            )
-        telemetry.emit("migration.applied", name=migration.name)
-        done.append(migration)
-    return done
-
-
-@contextmanager
-def _locked(conn: Connection) -> Iterator[None]:
-    patience = time.monotonic() + LOCK_PATIENCE
-    while not TRY_LOCK.only(conn, key=LOCK):
-        if time.monotonic() > patience:
-            raise ConductorError(
-                f"Another process has been upgrading the schema for {LOCK_PATIENCE:g} s; "
-                "look for it in pg_locks (locktype advisory)."
-            )
-        time.sleep(0.1)
-    try:
-        yield
-    finally:
-        if not conn.closed:
-            UNLOCK.only(conn, key=LOCK)
+        conn.execute("set local lock_timeout = '3s'")
+        conn.execute(migration.sql.encode())
+        RECORD.only(
+            conn,
+            version=migration.version,
+            name=migration.name,
+            checksum=migration.checksum,
+            breaking=migration.breaking,
+        )
+    return todo
 
 
 def _refuse_newer(there: Iterable[Applied], mine: Sequence[Migration]) -> None:

@@ -24,12 +24,20 @@ LOOK_AGAIN: Final = 30.0  # seconds; changes announce themselves, this is the sa
 
 
 class JobScheduler(PeriodicService):
-    """Sleeps until the next tick of any schedule, by the database's clock, then makes it."""
+    """Sleeps until the next tick of any schedule, by the database's clock, then makes it.
+
+    ``look_again``: seconds after which it looks for schedules it has not heard of.
+    """
 
     def __init__(
-        self, database: Database, *, on_death: Callable[[Service, BaseException], None]
+        self,
+        database: Database,
+        *,
+        on_death: Callable[[Service, BaseException], None],
+        look_again: float = LOOK_AGAIN,
     ) -> None:
-        super().__init__("scheduler", pause=LOOK_AGAIN, on_death=on_death)
+        super().__init__("scheduler", pause=look_again, on_death=on_death)
+        self._look_again = look_again
         self._database = database
         self._refused: set[tuple[str, str, str]] = set()
 
@@ -41,7 +49,7 @@ class JobScheduler(PeriodicService):
             schedules = definitions.due_schedules(conn)
             done = [self._make(conn, s) for s in schedules if s.due]
         coming = [(s.next_at - s.now).total_seconds() for s in schedules if not s.due]
-        self.pause = min([LOOK_AGAIN, *[max(0.001, seconds) for seconds in coming]])
+        self.pause = min([self._look_again, *[max(0.001, seconds) for seconds in coming]])
         return any(done)
 
     def _make(self, conn: Connection, schedule: DueSchedule) -> bool:

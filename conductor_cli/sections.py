@@ -216,9 +216,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Database(Section):
-    """``url`` is empty when none was given nor required."""
+    """``url`` is empty when none was given nor required. ``pooler``: whether one stands before
+    Postgres that shares sessions between clients; None finds it out."""
 
     url: str = _key("", URL)
+    pooler: bool | None = _key(None, _SWITCH)
 
     def __repr__(self) -> str:
         return f"Database(url={redacted(self.url)!r})"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from conductor_cli.cli import output
+from conductor_cli.cli.doctor import doctor
 from conductor_cli.cli.drain import drain
 from conductor_cli.cli.executions import executions
 from conductor_cli.cli.generate_task import generate_task
@@ -43,7 +44,7 @@ def root() -> None:
 
 for _command in (
     *(init, start_server, drain, migrate, invoke, run, tasks, generate_task),
-    *(executions, status, healthcheck),
+    *(executions, status, doctor, healthcheck),
 ):
     root.add_command(_command)
 

@@ -307,14 +307,16 @@ class UnservedReport:
 UNSERVED: Final = Statement(
     row=UnservedReport,
     sql="""
-    -- Reads only. A task is served when it is registered in the queue and a server has the queue.
+    -- Reads only. A task is served when it is registered in the queue and a living server has the
+    -- queue. The dead stay in the fleet until somebody is there to rescue what they held.
     select l.queue, l.task, count(*)::int as count,
         extract(epoch from conductor.now() - min(l.run_at))::float8 as oldest_seconds
     from conductor.live l
     where l.state = 'r' and not exists (
         select from conductor.tasks t
         join conductor.orchestrators o on t.queue = any (o.queues)
-        where t.queue = l.queue and t.name = l.task)
+        where t.queue = l.queue and t.name = l.task
+          and o.beat_at + o.timeout * interval '1 second' > conductor.now())
     group by l.queue, l.task
     order by l.queue, l.task
     """,

@@ -38,7 +38,7 @@ def test_help_names_every_command_and_imports_little_but_click() -> None:
     )
     for name in (
         *("init", "start-server", "drain", "migrate", "invoke", "run", "tasks", "generate-task"),
-        *("executions", "status", "healthcheck"),
+        *("executions", "status", "doctor", "healthcheck"),
     ):
         assert f"\n  {name} " in shown.stdout
     heavy = ("psycopg", "msgspec", "rich", "starlette", "uvicorn", "structlog", "cronsim")

@@ -277,6 +277,18 @@ def test_an_empty_backlog(conn: Connection) -> None:
     assert reports.backlog(conn, ["q"], ["t"]) == Backlog(0, 0, 0, 0, 0, 0, 0, None)
 
 
+def test_what_only_a_dead_server_would_serve_is_served_by_nobody(
+    conn: Connection, clock: Clock
+) -> None:
+    register(conn)
+    join(conn, timeout=15)
+    add(conn)
+    assert reports.unserved(conn) == []
+    clock.advance(60)
+    (found,) = reports.unserved(conn)
+    assert (found.queue, found.task, found.count) == ("q", "t", 1)
+
+
 def test_queues_are_reported_with_what_they_hold(conn: Connection, clock: Clock) -> None:
     clock.stop(MOMENT)
     register(conn, "idle", "b.idle")

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -26,7 +27,7 @@ from conductor_cli.embedded.place import SERVER_ACCOUNTS, Account
 from conductor_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from conductor_cli.database import Connection
 
@@ -37,6 +38,7 @@ PREFIX: Final = "conductor-tests-"
 SETTINGS: Final = {
     "listen_addresses": "",
     "max_connections": "200",
+    "max_prepared_transactions": "10",
     "fsync": "off",
     "full_page_writes": "off",
     "shared_buffers": "128MB",
@@ -172,10 +174,13 @@ class Flavours:
 
 
 @contextlib.contextmanager
-def running(binaries: Path) -> Iterator[str]:
+def running(
+    binaries: Path, settings: Mapping[str, str] = MappingProxyType({}), *, standby: bool = False
+) -> Iterator[str]:
     """Run a Postgres of our own on a socket in a temporary folder; yields its URL.
 
-    It ends with this block; or, by the kernel, with this thread.
+    ``settings`` beat those of all tests; a ``standby`` waits for WAL that never comes. It ends
+    with this block; or, by the kernel, with this thread.
     """
     account = _account()
     binaries = programs.for_account(binaries, account)
@@ -186,7 +191,10 @@ def running(binaries: Path) -> Iterator[str]:
         if account is not None:
             os.chown(folder, account.uid, account.gid)
         with (folder / "log").open("wb") as log:
-            server = _start(binaries, folder, account, log.fileno())
+            _initialise(binaries, folder, account, log.fileno(), standby=standby)
+            words = [f"--{name}={value}" for name, value in {**SETTINGS, **settings}.items()]
+            command = [binaries / "postgres", "-D", folder / "data", "-k", folder, *words]
+            server = _launch(command, account, log.fileno())
         try:
             url = f"postgresql://postgres@/postgres?host={folder}"
             _wait(server, url, folder / "log")
@@ -228,16 +236,15 @@ def _account() -> Account | None:
     raise RuntimeError(f"root needs one of the accounts {SERVER_ACCOUNTS} to run Postgres as")
 
 
-def _start(
-    binaries: Path, folder: Path, account: Account | None, log: int
-) -> subprocess.Popen[bytes]:
-    data = folder / "data"
+def _initialise(
+    binaries: Path, folder: Path, account: Account | None, log: int, *, standby: bool
+) -> None:
     options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
-    made = _launch([binaries / "initdb", "-D", data, *options], account, log)
+    made = _launch([binaries / "initdb", "-D", folder / "data", *options], account, log)
     if made.wait(120):
         raise RuntimeError(f"initdb failed:\n{(folder / 'log').read_text()}")
-    settings = [f"--{name}={value}" for name, value in SETTINGS.items()]
-    return _launch([binaries / "postgres", "-D", data, "-k", folder, *settings], account, log)
+    if standby:
+        (folder / "data" / "standby.signal").touch()
 
 
 def _launch(
