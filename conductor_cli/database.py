@@ -2,7 +2,8 @@
 
 Every connection Conductor opens sets its own isolation level and its lock, statement and
 idle-in-transaction timeouts, so that nothing depends on how the server or role is configured;
-behind a pooler, where sessions are shared, every transaction does (see ``pooler``).
+behind a pooler, where sessions are shared, every transaction does (see ``pooler``). One that stays
+silent for longer than its statement may take is given up (see ``connections``).
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from conductor_cli import errors, pooler
 from conductor_cli.config import redacted
+from conductor_cli.connections import CONNECT_TIMEOUT, Impatient, Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from psycopg.pq import TransactionStatus
-from psycopg.rows import RowFactory
+    from psycopg.rows import RowFactory
 
 Connection = psycopg.Connection[Any]
 R = TypeVar("R")
 
-CONNECT_TIMEOUT: Final = 5
 PATIENCE: Final = 10.0  # seconds to wait for a pooled connection
-STATEMENT_TIMEOUT: Final = 30.0
+STATEMENT_TIMEOUT: Final = 10.0
+GRACE: Final = 5.0  # seconds for which a reply may be late that the server must have sent
 
 # A silent network is noticed within 15 seconds: 5 + 3 * 3 for one that only stops answering.
 _NETWORK: Final = {
@@ -172,10 +173,11 @@ def atomically(conn: Connection) -> Iterator[None]:
 class Database:
     """One Postgres: a pool for short work, and connections of one's own for services.
 
-    The pool opens on first use and once per process, so that a Database made before a fork
-    works on both sides of it. Given somebody else's pool, it is used as it is and not closed;
-    only that behind a pooler nothing is prepared on its connections. ``behind_pooler``: whether
-    one stands in between; None finds it out with each connection.
+    The pool is made on first use and once per process, so that a Database made before a fork
+    works on both sides of it. Given somebody else's pool, it is used as it is and not closed, and
+    how long its calls may take is its owner's to decide; only that behind a pooler nothing is
+    prepared on its connections. ``behind_pooler``: whether one stands in between; None finds it
+    out with each connection.
     """
 
     def __init__(
@@ -194,8 +196,9 @@ class Database:
         self._asked = behind_pooler
         self._found = behind_pooler
         self._lock = threading.Lock()
-        self._own: ConnectionPool[Any] | None = None
+        self._own: Pool | None = None
         self._pid = 0
+        self._parents: list[Pool | None] = []  # what they hold is not ours to close
 
     @property
     def is_behind_pooler(self) -> bool:
@@ -212,23 +215,21 @@ class Database:
     def connection(self, patience: float = PATIENCE) -> Iterator[Connection]:
         """A pooled connection; each statement outside ``conn.transaction()`` commits itself.
 
-        ``patience``: seconds to wait for one. Raises DatabaseUnavailable.
+        ``patience``: seconds to wait for one, also while Postgres restarts. Raises
+        DatabaseUnavailable.
         """
+        if self._given is not None:
+            with self._borrowed(self._given, patience) as borrowed:
+                yield borrowed
+            return
         pool = self._pool()
+        conn = pool.take(patience)
+        if conn is None:
+            raise self._exhausted(patience)
         try:
-            conn = pool.getconn(timeout=patience)
-        except (PoolTimeout, PoolClosed):
-            self.connect("probe").close()  # says why, when the server is the reason
-            raise errors.DatabaseUnavailable(
-                f"No connection to Postgres at {describe(self.url)} came free in "
-                f"{patience:g} seconds."
-            ) from None
-        try:
-            with conn:  # commits what an autocommitting connection has not; does not close it
-                self._adopt(conn)
-                yield conn
+            yield conn
         finally:
-            pool.putconn(conn)
+            pool.give_back(conn)
 
     def retrying(self, work: Callable[[Connection], R]) -> R:
         """Run ``work``; once more if its connection turns out to be dead.
@@ -247,51 +248,86 @@ class Database:
                 self.drop_dead()
         raise AssertionError("unreachable")
 
-    def connect(self, name: str, *, statement_timeout: float = STATEMENT_TIMEOUT) -> Connection:
-        """A connection of one's own, autocommitting; raises DatabaseUnavailable."""
-        try:
-            conn = pooler.Bounded.connect(
-                make_conninfo(self.url, **_parameters(self.url, name)), autocommit=True
-            )
-        except psycopg.OperationalError as error:
-            raise unavailable(error, self.url) from None
-        try:
-            self._configure(conn, statement_timeout)
-        except BaseException:
-            conn.close()
-            raise
-        return conn
+    def connect(
+        self,
+        name: str,
+        *,
+        statement_timeout: float = STATEMENT_TIMEOUT,
+        silence: float | None = None,
+    ) -> Impatient:
+        """A connection of one's own, autocommitting; raises DatabaseUnavailable.
+
+        ``statement_timeout`` in seconds; ``silence``: seconds without a sign of the server after
+        which a call ends with a transient error and the connection is closed (default: five more
+        than a statement may take).
+        """
+        return self._connect(name, statement_timeout, silence, CONNECT_TIMEOUT)
 
     def drop_dead(self) -> None:
         """Replace pooled connections that are dead, as after a restart all of them are."""
-        self._pool().check()
+        if self._given is not None:
+            self._given.check()
+        else:
+            self._pool().forget_unused()
 
     def close(self) -> None:
         """Close the pool; the Database may be used again and opens another."""
         with self._lock:
             pool, self._own = self._own, None
-        if pool is not None and self._pid == os.getpid():
+            if self._pid != os.getpid():
+                self._parents.append(pool)
+                return
+        if pool is not None:
             pool.close()
 
-    def _pool(self) -> ConnectionPool[Any]:
-        if self._given is not None:
-            return self._given
+    def _pool(self) -> Pool:
         with self._lock:
             if self._own is None or self._pid != os.getpid():
-                self._own, self._pid = self._open(), os.getpid()
+                self._parents.append(self._own)
+                self._own, self._pid = Pool(self._pooled, self._size), os.getpid()
             return self._own
 
-    def _open(self) -> ConnectionPool[Any]:
-        return ConnectionPool(
-            make_conninfo(self.url, **_parameters(self.url, "pool")),
-            connection_class=pooler.Bounded,
-            kwargs={"autocommit": True},
-            min_size=0,
-            max_size=self._size,
-            configure=lambda conn: self._configure(conn, STATEMENT_TIMEOUT),
-            reconnect_timeout=float("inf"),
-            open=True,
-            name="conductor",
+    def _pooled(self, seconds: float) -> Impatient:
+        return self._connect("pool", STATEMENT_TIMEOUT, None, seconds)
+
+    def _connect(
+        self, name: str, statement_timeout: float, silence: float | None, seconds: float
+    ) -> Impatient:
+        given = make_conninfo(self.url, **_parameters(self.url, name))
+        if seconds < CONNECT_TIMEOUT:
+            given = make_conninfo(given, connect_timeout=max(1, round(seconds)))
+        try:
+            conn = pooler.Bounded.connect(given, autocommit=True)
+        except psycopg.OperationalError as error:
+            raise unavailable(error, self.url) from None
+        try:
+            self._configure(conn, statement_timeout)
+        except psycopg.OperationalError as error:
+            conn.close()
+            raise unavailable(error, self.url) from None
+        except BaseException:
+            conn.close()
+            raise
+        conn.silence = statement_timeout + GRACE if silence is None else silence
+        return conn
+
+    @contextmanager
+    def _borrowed(self, pool: ConnectionPool[Any], patience: float) -> Iterator[Connection]:
+        try:
+            conn = pool.getconn(timeout=patience)
+        except (PoolTimeout, PoolClosed):
+            raise self._exhausted(patience) from None
+        try:
+            with conn:  # commits what one that does not autocommit has not; does not close it
+                self._adopt(conn)
+                yield conn
+        finally:
+            pool.putconn(conn)
+
+    def _exhausted(self, patience: float) -> errors.DatabaseUnavailable:
+        self.connect("probe").close()  # says why, when the server is the reason
+        return errors.DatabaseUnavailable(
+            f"No connection to Postgres at {describe(self.url)} came free in {patience:g} seconds."
         )
 
     def _configure(self, conn: Connection, statement_timeout: float) -> None:
@@ -299,8 +335,6 @@ class Database:
 
     def _adopt(self, conn: Connection) -> None:
         """A connection of somebody else's pool: its limits are his, but not who is in between."""
-        if self._given is None:
-            return
         if self._found is None:
             self._found = not pooler.is_direct(conn)
         if self._found:
@@ -313,15 +347,25 @@ class Link:
     Not shared between threads.
     """
 
-    def __init__(self, database: Database, name: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        name: str,
+        *,
+        statement_timeout: float = STATEMENT_TIMEOUT,
+        silence: float | None = None,
+    ) -> None:
         self._database = database
         self._name = name
+        self._statement_timeout, self._silence = statement_timeout, silence
         self._conn: Connection | None = None
 
     def get(self) -> Connection:
         """A usable connection; raises DatabaseUnavailable."""
         if self._conn is None or self._conn.closed or self._conn.broken:
-            self._conn = self._database.connect(self._name)
+            self._conn = self._database.connect(
+                self._name, statement_timeout=self._statement_timeout, silence=self._silence
+            )
         return self._conn
 
     @property

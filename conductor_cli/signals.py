@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from conductor_cli import telemetry
 from conductor_cli.database import Database, Link, Listening, is_transient
+from conductor_cli.errors import DatabaseUnavailable
 from conductor_cli.service import PeriodicService, Service, backoff
 from conductor_cli.store import fleet
 
@@ -70,7 +71,9 @@ class Heartbeat(PeriodicService):
         self.identity = identity
         self.is_stopping = False
         self._interval, self._timeout = interval, timeout
-        self._link = Link(database, "heartbeat")
+        # Silence is noticed within a timeout; the server gives a beat up just before.
+        silence = max(1.0, timeout * 2 / 3)
+        self._link = Link(database, "heartbeat", statement_timeout=silence * 0.9, silence=silence)
         self._stand, self._hear, self._on_dead = stand, hear, on_dead
         self._last = time.monotonic()
         self._judges_from = 0.0
@@ -163,6 +166,8 @@ class Listener(Service):
         self._handle, self._on_doubt = handle, on_doubt
         self._listening: Listening | None = None
         self._heard_at: float | None = None
+        self._quiet_since = 0.0  # the last ping, or when it connected
+        self._was_proven = False  # ever: behind some poolers it never is, whatever it does
         self._troubles = 0
 
     @property
@@ -201,11 +206,14 @@ class Listener(Service):
                 self._prove()
             else:
                 self._handle(payload)
-        if self._heard_at is not None and not self._stopping.is_set() and not self.is_proven:
-            self._doubt("it heard no ping of its own")
+        if self._stopping.is_set() or not self._was_proven:
+            return
+        if time.monotonic() - self._quiet_since >= self._patience:
+            raise DatabaseUnavailable("it has heard no ping of its own")
 
     def _connect(self) -> Listening:
         self._listening = Listening(self._database, [CHANNEL, self._identity.channel])
+        self._quiet_since = time.monotonic()
         return self._listening
 
     def _prove(self) -> None:
@@ -216,7 +224,8 @@ class Listener(Service):
         if self._troubles:
             self._troubles = 0
             telemetry.emit("database.back", component=self.name)
-        self._heard_at = time.monotonic()
+        self._heard_at = self._quiet_since = time.monotonic()
+        self._was_proven = True
 
     def _doubt(self, why: str) -> None:
         if self._heard_at is not None:
@@ -228,5 +237,5 @@ class Listener(Service):
         self._troubles += 1
         telemetry.emit("database.lost", component=self.name, error=str(error).strip())
         self.teardown()
-        self._doubt("its connection is gone")
+        self._doubt(str(error).strip())
         self._stopping.wait(backoff(self._troubles))
