@@ -115,6 +115,12 @@ def is_locked(error: BaseException) -> bool:
     return isinstance(error, psycopg.errors.LockNotAvailable)
 
 
+def does_not_fit(error: BaseException) -> bool:
+    """Whether a statement was not understood: the schema is another than it was written for."""
+    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    return (state or "").startswith(("42", "0A"))
+
+
 def is_bad_value(error: BaseException) -> bool:
     """Whether Postgres refused a value: alone it will be refused again, its neighbours not."""
     state = error.sqlstate if isinstance(error, psycopg.Error) else None

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from conductor_cli import telemetry
+from conductor_cli import migrate, telemetry
 from conductor_cli.database import Database, Link, Listening, is_transient
 from conductor_cli.errors import DatabaseUnavailable
 from conductor_cli.service import PeriodicService, Service, backoff
@@ -30,6 +30,7 @@ class Identity:
     hostname: str
     pid: int
     queues: Sequence[str]
+    edition: str = ""
 
     @property
     def channel(self) -> str:
@@ -75,6 +76,8 @@ class Heartbeat(PeriodicService):
         silence = max(1.0, timeout * 2 / 3)
         self._link = Link(database, "heartbeat", statement_timeout=silence * 0.9, silence=silence)
         self._stand, self._hear, self._on_dead = stand, hear, on_dead
+        self._knows = migrate.newest()
+        self._is_outgrown = False
         self._last = time.monotonic()
         self._judges_from = 0.0
         self._warned_at = -WARN_OFFSET_EVERY
@@ -98,6 +101,7 @@ class Heartbeat(PeriodicService):
             telemetry.emit("server.declared_dead", server=str(self.identity.id))
             self._on_dead()
             self._join()
+        self._check_schema(pulse.breaking)
         self._hear(Beaten(pulse, sent_at, may_judge=sent_at >= self._judges_from))
         look_in = self._interval if pulse.look_in is None else pulse.look_in + 0.02
         self.pause = min(self._interval, max(0.1, look_in))
@@ -127,7 +131,18 @@ class Heartbeat(PeriodicService):
         fleet.join(
             self._link.get(), mine.id, timeout=self._timeout, version=mine.version,
             hostname=mine.hostname, pid=mine.pid, queues=mine.queues,
+            edition=mine.edition,
         )  # fmt: skip
+
+    def _check_schema(self, breaking: int | None) -> None:
+        """A migration that programs must know and this one does not: it is to drain and leave,
+        and beats until it has."""
+        if breaking is None or breaking <= self._knows or self._is_outgrown:
+            return
+        self._is_outgrown = True
+        telemetry.emit("schema.outgrown", version=breaking, known=self._knows)
+        if self.on_death is not None:
+            self.on_death(self, migrate.too_new(f"migration {breaking:04}"))
 
     def _check_delay(self, sent_at: float) -> None:
         late = sent_at - self._last - self._interval
