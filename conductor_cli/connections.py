@@ -7,13 +7,15 @@ tell that nothing comes.
 
 from __future__ import annotations
 
+import os
 import select
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ConnStatus, TransactionStatus
 
 from conductor_cli import errors
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGconn
 
 T = TypeVar("T")
 
@@ -29,23 +32,65 @@ KEPT_UNUSED: Final = 600.0  # seconds
 KEPT: Final = 3600.0  # seconds: memory that a session has gathered on the server is freed
 PAUSE: Final = 0.25  # seconds between two tries to connect
 
+_ROBBED: Final[list[PGconn]] = []
+
 
 class Silent(psycopg.OperationalError):
     """Nothing came for longer than the server may take; whether it did the work is unknown."""
 
 
+class Robbed(psycopg.OperationalError):
+    """Something in this process has closed the connection's file, which is not its own."""
+
+
 class Impatient(psycopg.Connection[Any]):
     """A connection that is given up, and closed, when a call of it hears nothing for ``silence``
-    seconds. A reply that keeps coming may take as long as it likes."""
+    seconds. A reply that keeps coming may take as long as it likes.
+
+    A task may close files that are not its own, and the number soon be another connection's: that
+    is noticed before either is spoken to.
+    """
 
     silence: float = CONNECT_TIMEOUT
     is_pooled: bool = False
     made_at: float = 0.0
+    _file: tuple[int, int] | None = None  # its number and the socket behind it
+    _is_robbed: bool = False
+
+    def own(self) -> None:
+        """Remember what its file is; called once, when it has connected."""
+        number = self.pgconn.socket
+        self._file = number, os.fstat(number).st_ino
+
+    def check(self) -> None:
+        """Raise Robbed when its file is not its own any more."""
+        if self._file is None or self.pgconn.status == ConnStatus.BAD:
+            return
+        number, socket = self._file
+        if not self._is_robbed:
+            with suppress(OSError):  # it is closed
+                if os.fstat(number).st_ino == socket:
+                    return
+            _ROBBED.append(self.pgconn)  # for ever: its end would close the file of another
+            self._is_robbed = True
+        raise Robbed("something in this process has closed the file of the connection")
+
+    def close(self) -> None:
+        try:
+            self.check()
+        except Robbed:
+            return
+        super().close()
+
+    @property
+    def closed(self) -> bool:
+        return self._is_robbed or super().closed
 
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         """Every call of psycopg to the server waits here, and looks up ten times a second."""
+        self.check()
         try:
-            return super().wait(_heard(gen, self.silence), *args, **kwargs)
+            return super().wait(_heard(gen, self.silence, self.check), *args, **kwargs)
         except Silent:
             self.pgconn.finish()
             raise
@@ -55,7 +100,7 @@ class Impatient(psycopg.Connection[Any]):
             super().__del__(*args)
 
 
-def _heard(gen: PQGen[T], silence: float) -> PQGen[T]:
+def _heard(gen: PQGen[T], silence: float, check: Callable[[], None]) -> PQGen[T]:
     heard_at = time.monotonic()
     try:
         wanted = next(gen)
@@ -65,7 +110,9 @@ def _heard(gen: PQGen[T], silence: float) -> PQGen[T]:
             now = time.monotonic()
             if ready:
                 heard_at = now
-            elif now - heard_at > silence:
+            else:
+                check()
+            if now - heard_at > silence:
                 raise Silent(f"nothing has been heard from the server for {silence:g} seconds")
     except StopIteration as end:
         result: T = end.value

@@ -306,6 +306,7 @@ class Database:
             conn = pooler.Bounded.connect(given, autocommit=True)
         except psycopg.OperationalError as error:
             raise unavailable(error, self.url) from None
+        conn.own()
         try:
             self._configure(conn, statement_timeout)
         except psycopg.OperationalError as error:
@@ -411,6 +412,7 @@ class Listening:
         poll.poll(timeout * 1000)
         pg = self._conn.pgconn
         try:
+            self._conn.check()
             pg.consume_input()
         except psycopg.OperationalError as error:
             raise errors.DatabaseUnavailable(f"The listener lost its connection: {error}") from None

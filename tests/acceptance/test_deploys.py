@@ -147,7 +147,10 @@ def test_of_a_migrator_that_is_killed_nothing_is_left_and_the_next_completes(
     with psycopg.connect(project.url, autocommit=True) as conn:
         conn.execute("create table public.gate ()")
         with later.start(project, "migrate") as killed:
-            sleeps = "select from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database()"
+            sleeps = (
+                "select from pg_stat_activity "
+                "where wait_event = 'PgSleep' and datname = current_database()"
+            )
             eventually(lambda: conn.execute(sleeps).fetchone() is not None)
             killed.signal(signal.SIGKILL)
             assert killed.end() == -signal.SIGKILL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import psycopg
 import pytest
 
 from conductor_cli import connections, database
-from conductor_cli.connections import Silent
+from conductor_cli.connections import Robbed, Silent
 from conductor_cli.database import Database, is_transient
 from conductor_cli.errors import CredentialsRefused, DatabaseUnavailable
 from tests.support.proxy import Proxy, between
@@ -253,3 +254,23 @@ def test_a_client_of_a_silent_database_is_told_so(
                 call()
         proxy.go()
         assert through.get(id) is not None
+
+
+def test_a_connection_whose_file_is_anothers_by_now_lets_it_alone(through: Database) -> None:
+    robbed = through.connect("test")
+    number = robbed.fileno()
+    os.close(number)
+    with through.connect("test") as other:
+        assert other.fileno() == number
+        for call in (lambda: robbed.execute("select 1"), lambda: _in_a_block(robbed)):
+            with pytest.raises(Robbed) as raised:
+                call()
+            assert is_transient(raised.value)
+        assert robbed.closed
+        robbed.close()
+        assert other.execute("select 2").fetchone() == (2,)
+
+
+def _in_a_block(conn: Connection) -> None:
+    with conn.transaction():
+        conn.execute("select 1")
