@@ -35,6 +35,7 @@ R = TypeVar("R")
 CONNECT_TIMEOUT: Final = 5
 PATIENCE: Final = 10.0  # seconds to wait for a pooled connection
 STATEMENT_TIMEOUT: Final = 30.0
+RECONNECT: Final = 2.0  # seconds after which the pool's pauses begin anew with the shortest
 
 # A silent network is noticed within 15 seconds: 5 + 3 * 3 for one that only stops answering.
 _NETWORK: Final = {
@@ -269,7 +270,8 @@ class Database:
             min_size=0,
             max_size=self._size,
             configure=lambda conn: _configure(conn, STATEMENT_TIMEOUT),
-            reconnect_timeout=float("inf"),
+            reconnect_timeout=RECONNECT,
+            reconnect_failed=_try_anew,
             open=True,
             name="conductor",
         )
@@ -349,6 +351,13 @@ class Listening:
             os.close(self._read_end)
             os.close(self._write_end)
         self._conn.close()
+
+
+def _try_anew(pool: ConnectionPool[Any]) -> None:
+    """The pool doubles its pauses without a limit: after an outage of an hour it would wait for
+    another. So it gives up soon, and here goes on if anybody waits."""
+    if pool.get_stats().get("requests_waiting"):
+        pool.check()
 
 
 def _factory(row: type[R] | None) -> RowFactory[R]:
