@@ -9,23 +9,21 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from conductor_cli import catalog, telemetry
+from conductor_cli import telemetry
 from conductor_cli.context import Abort
 from conductor_cli.database import Database
 from conductor_cli.holding import SuspectLane
 from conductor_cli.leadership import Leadership
-from conductor_cli.maintenance import Pruner, Rescuer
+from conductor_cli.maintenance import Pruner, Registrar, Rescuer
+from conductor_cli.registration import Definitions, register
 from conductor_cli.runner import EventLoop, Runner
 from conductor_cli.scheduler import LOOK_AGAIN, JobScheduler
 from conductor_cli.service import Deadline
 from conductor_cli.signals import Beaten, Heartbeat, Identity, Listener
-from conductor_cli.store import definitions
-from conductor_cli.timing import Schedule
 from conductor_cli.worker import JobWorker
 
 if TYPE_CHECKING:
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 
     from conductor_cli.catalog import WorkerSpec
     from conductor_cli.client import Conductor
-    from conductor_cli.models import ScheduleSpec
     from conductor_cli.pump import Recorded, Retention
     from conductor_cli.service import Service
     from conductor_cli.telemetry.meters import Reader
@@ -91,8 +88,7 @@ class JobCoordinator:
             if self._parts is not None:
                 return
             self._hurry.clear()
-            timezone, retention = self._settings.timezone, self._settings.retention
-            register(self._database, self._specs, timezone=timezone, retention=retention)
+            self._register()
             parts = self._assemble()
             try:
                 self._start(parts)
@@ -153,9 +149,19 @@ class JobCoordinator:
             found.extend(parts.leadership.problems)
         return found
 
+    def _register(self, *, again: bool = False) -> None:
+        timezone, retention = self._settings.timezone, self._settings.retention
+        given = Definitions.of(self._specs, timezone=timezone, retention=retention)
+        register(self._database, given, only_foreign=again)
+
     def _assemble(self) -> _Parts:
         loop = EventLoop()
         rescuer = Rescuer(self._database, on_death=self._on_death) if self._specs else None
+        registrar = (
+            Registrar(partial(self._register, again=True), on_death=self._on_death)
+            if self._specs
+            else None
+        )
         leadership = self._leadership() if self._settings.leads and self._specs else None
         listener = self._listener() if self._specs and not self._is_deaf() else None
         trusts = _never if listener is None else (lambda: listener.is_proven)
@@ -170,7 +176,7 @@ class JobCoordinator:
             on_dead=partial(_abort_all, workers),
             on_death=self._on_death,
         )  # fmt: skip
-        return _Parts(heartbeat, workers, listener, rescuer, leadership, loop)
+        return _Parts(heartbeat, workers, listener, rescuer, registrar, leadership, loop)
 
     def _worker(
         self,
@@ -250,14 +256,14 @@ class JobCoordinator:
         parts.heartbeat.start()
         for worker in parts.workers:
             worker.start()
-        for service in (parts.listener, parts.rescuer, parts.leadership):
+        for service in (parts.listener, parts.rescuer, parts.registrar, parts.leadership):
             if service is not None:
                 service.start()
         parts.heartbeat.wake()  # the listener is there to hear the ping
 
     def _stop(self, parts: _Parts, deadline: Deadline) -> bool:
         parts.heartbeat.is_stopping = True
-        for early in (parts.leadership, parts.rescuer):
+        for early in (parts.leadership, parts.registrar, parts.rescuer):
             if early is not None:
                 early.stop()
         for worker in parts.workers:
@@ -268,7 +274,9 @@ class JobCoordinator:
         for worker in parts.workers:
             clean = worker.flush(deadline.before(LAST_WORDS / 4)) and clean
             worker.join(deadline)
-        for service in (parts.leadership, parts.rescuer, parts.listener, parts.heartbeat):
+        for service in (
+            parts.leadership, parts.registrar, parts.rescuer, parts.listener, parts.heartbeat,
+        ):  # fmt: skip
             if service is not None:
                 service.stop()
                 service.join(deadline)
@@ -323,7 +331,7 @@ class JobCoordinator:
                     cancelled = {UUID(rest)}
                     for worker in parts.workers:
                         worker.abort(cancelled, Abort.CANCELLED)
-                case "leaderless":
+                case "leaderless" | "schema":
                     parts.heartbeat.wake()
                 case "schedules" if parts.leadership is not None:
                     parts.leadership.wake_services()
@@ -340,45 +348,9 @@ class _Parts:
     workers: Sequence[JobWorker]
     listener: Listener | None
     rescuer: Rescuer | None
+    registrar: Registrar | None
     leadership: Leadership | None
     loop: EventLoop
-
-
-def register(
-    database: Database, specs: Sequence[WorkerSpec], *, timezone: str, retention: Retention
-) -> tuple[int, int]:
-    """Tell the database of the tasks that these workers serve and of their schedules.
-
-    ``timezone`` and ``retention`` hold where a task names none. Schedules that such a task no
-    longer names are removed. Returns how many tasks and schedules there are.
-    """
-    tasks = [
-        task
-        for worker in specs
-        for task in catalog.task_specs(
-            worker.queue, worker.tasks, completed=retention.completed, failed=retention.failed
-        )
-    ]
-    schedules = [
-        schedule
-        for worker in specs
-        for schedule in catalog.schedule_specs(worker.tasks, timezone)
-        if schedule.queue == worker.queue
-    ]
-    names = sorted({task.name for task in tasks})
-    if names:
-        with database.transaction() as conn:
-            definitions.register_tasks(conn, tasks)
-            now = definitions.clock(conn)
-            definitions.save_schedules(conn, [(s, first_tick(s, now)) for s in schedules], names)
-        telemetry.emit("tasks.registered", count=len(names), schedules=len(schedules))
-    return len(names), len(schedules)
-
-
-def first_tick(spec: ScheduleSpec, now: float) -> datetime | None:
-    """The first tick of a schedule after ``now`` (seconds since 1970)."""
-    moment = datetime.fromtimestamp(now, UTC)
-    return Schedule.parse(spec.expression, spec.timezone).next_after(moment)
 
 
 def _hint(worker: JobWorker, kind: str, number: str) -> None:

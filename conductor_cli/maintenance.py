@@ -18,6 +18,7 @@ ORPHANS_EVERY: Final = 60.0
 PRUNE_EVERY: Final = 60.0
 ROTATE_EVERY: Final = 900.0
 PRUNE_BATCH: Final = 1000
+REGISTER_EVERY: Final = 60.0
 
 
 class Rescuer(PeriodicService):
@@ -44,6 +45,25 @@ class Rescuer(PeriodicService):
                 telemetry.emit("executions.rescued", count=each.returned, queue=each.queue)
             if each.crashed:
                 telemetry.emit("execution.crashed", count=each.crashed, queue=each.queue)
+        return False
+
+
+class Registrar(PeriodicService):
+    """Sees to it that what this server serves stands as it defines it, unless a later version
+    that runs defines it otherwise: when the last of those has left, as after a rollback, its
+    own definitions are in force again."""
+
+    def __init__(
+        self, register: Callable[[], object], *, on_death: Callable[[Service, BaseException], None]
+    ) -> None:
+        super().__init__("registrar", pause=REGISTER_EVERY, on_death=on_death)
+        self._register = register
+        self._is_first = True
+
+    def tick(self) -> bool:
+        if not self._is_first:  # at the start it has just been done
+            self._register()
+        self._is_first = False
         return False
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import inspect
+import os
+import sys
 import threading
 import traceback
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from conductor_cli import payloads, registry, timing
 from conductor_cli.context import (
@@ -61,6 +63,7 @@ class Runner:
         self._loop = loop
         self._state = state
         self._limit = limit
+        self._pid = os.getpid()
 
     def run(self, attempt: Attempt) -> Outcome:
         """Run the task to its end. Never raises."""
@@ -71,7 +74,11 @@ class Runner:
         before = current.set(attempt)
         try:
             outcome = self._attempted(task, attempt)
+            if os.getpid() != self._pid:
+                _end_child(None)
         except BaseException as error:
+            if os.getpid() != self._pid:
+                _end_child(error)
             outcome = ending(task, claimed, attempt.abort_reason, error)
         finally:
             current.reset(before)
@@ -114,6 +121,22 @@ class Runner:
             if inspect.iscoroutine(result):
                 result.close()
             return Failed(describe(Fail("it returned an awaitable; define it with async def")))
+
+
+def _end_child(error: BaseException | None) -> NoReturn:
+    """A process that the task has forked comes back from it: nothing here is its own, neither the
+    connections nor what else the thread would claim and run. It ends as a program does."""
+    code = 0
+    try:
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        elif error is not None:
+            code = 1
+            traceback.print_exception(error)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        os._exit(code)
 
 
 def ending(
@@ -252,12 +275,18 @@ async def _guarded(
         if attempt.abort_reason is not Abort.SHUTDOWN:
             cancel()
 
+    pid = os.getpid()
     current.set(attempt)
     attempt.cancel = cancel
     attempt.signal.on_set(cancel_when_due)
     try:
-        return None, await make()
+        result = await make()
+        if os.getpid() != pid:
+            _end_child(None)
+        return None, result
     except BaseException as error:
+        if os.getpid() != pid:
+            _end_child(error)
         return error, None
 
 

@@ -10,9 +10,17 @@ create table conductor.orchestrators (
     hostname text not null,
     pid integer not null,
     queues text[] not null,
+    edition text not null,                 -- what it would define, as a fingerprint
     stopping boolean not null default false,
     constraint orchestrators_pkey primary key (id)
 ) with (fillfactor = 50);
+
+-- Since when each edition is known: of those whose servers live the latest is in force.
+create table conductor.editions (
+    edition text not null,
+    known_since timestamptz not null,
+    constraint editions_pkey primary key (edition)
+);
 
 -- One row: the lease. A term is named by its number, which only grows.
 create table conductor.leadership (

@@ -44,6 +44,13 @@ begin
     )
     select coalesce(sum(n), 0) into inserted from told;
 
+    if recheck then
+        -- The insert may have waited for one to end that the look above still saw live.
+        delete from conductor.live l using json_array_elements(specs) e
+        where l.id = (e ->> 'id')::uuid
+          and exists (select from conductor.history h where h.id = l.id);
+    end if;
+
     if inserted < json_array_length(specs) then
         return query select * from conductor.resolve_duplicates(specs);
     end if;

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from conductor_cli.catalog import schedule_specs
 from conductor_cli.cli import output, session
 from conductor_cli.config import Config, check_exposure
-from conductor_cli.coordinator import first_tick
 from conductor_cli.orchestrator import Orchestrator
+from conductor_cli.registration import first_tick
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

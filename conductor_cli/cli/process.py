@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from conductor_cli.service import Deadline
 
 STOPS: Final = (signal.SIGTERM, signal.SIGINT)
+HEAR_AGAIN: Final = 5.0  # seconds
 FORWARDED: Final = (*STOPS, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -45,9 +46,14 @@ class Notes:
         while True:
             with suppress(Empty):
                 return self._calls.get_nowait()
-            if not select.select([self._read_end], [], [], deadline.remaining)[0]:
+            left = deadline.remaining
+            limit = HEAR_AGAIN if left is None else min(HEAR_AGAIN, left)
+            if select.select([self._read_end], [], [], limit)[0]:
+                os.read(self._read_end, 4096)
+            elif deadline.has_passed:
                 return None
-            os.read(self._read_end, 4096)
+            else:
+                _hear_again()
 
 
 def begin(on_stop: Callable[[], object]) -> None:
@@ -67,6 +73,12 @@ def hear(on_stop: Callable[[], object]) -> None:
     """Call ``on_stop`` at each SIGTERM and SIGINT."""
     for number in STOPS:
         signal.signal(number, lambda *_: on_stop())
+
+
+def _hear_again() -> None:
+    """What a library that a task has loaded may have done to the handlers, below Python."""
+    for number in STOPS:
+        signal.signal(number, signal.getsignal(number))
 
 
 def notify(state: str) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 REGISTER_TASKS: Final = Statement(
     row=int,
     sql="""
-    -- Last writer wins: two versions side by side leave the newer start's options.
+    -- Last writer wins: who may write is decided before (see SUPERSEDED).
     with given as (
         select * from json_to_recordset(%(tasks)s::text::json) as t (
             queue text, name text, home boolean, priority smallint, max_attempts int,
@@ -29,16 +29,16 @@ REGISTER_TASKS: Final = Statement(
     ), written as (
         insert into conductor.tasks (
             queue, name, home, priority, max_attempts, max_crashes, retain_completed,
-            retain_failed, options, registered_at)
+            retain_failed, options, edition, registered_at)
         select queue, name, home, priority, max_attempts, max_crashes, retain_completed,
-            retain_failed, options, conductor.now()
+            retain_failed, options, %(edition)s, conductor.now()
         from given
         on conflict (queue, name) do update set
             home = excluded.home, priority = excluded.priority,
             max_attempts = excluded.max_attempts, max_crashes = excluded.max_crashes,
             retain_completed = excluded.retain_completed,
             retain_failed = excluded.retain_failed, options = excluded.options,
-            registered_at = excluded.registered_at
+            edition = excluded.edition, registered_at = excluded.registered_at
         returning 1
     ), moved as (
         -- A task that has moved to another queue is at home in the new one only.
@@ -52,9 +52,65 @@ REGISTER_TASKS: Final = Statement(
 )
 
 
-def register_tasks(conn: Connection, tasks: Sequence[TaskSpec]) -> None:
+def register_tasks(conn: Connection, tasks: Sequence[TaskSpec], edition: str = "") -> None:
     """Make options known to those who have no Python at hand."""
-    REGISTER_TASKS.only(conn, tasks=msgspec.json.encode(tasks).decode())
+    REGISTER_TASKS.only(conn, tasks=msgspec.json.encode(tasks).decode(), edition=edition)
+
+
+KNOW_EDITION: Final = Statement(
+    row=int,
+    sql="""
+    -- The first to come with an edition dates it; an operator's word dates it anew.
+    insert into conductor.editions as e (edition, known_since)
+    values (%(edition)s, conductor.now())
+    on conflict (edition) do update set known_since =
+        case when %(anew)s then excluded.known_since else e.known_since end
+    returning 1
+    """,
+)
+
+SUPERSEDED: Final = Statement(
+    row=str,
+    sql="""
+    -- Reads only. Of two versions that run side by side the one that was known last defines what
+    -- both serve, whichever of them starts last. Once none of its servers lives the other does:
+    -- two that register at once settle it at the next look.
+    select distinct t.name
+    from conductor.tasks t
+    join conductor.editions theirs on theirs.edition = t.edition
+    join conductor.editions mine on mine.edition = %(edition)s
+    where t.name = any (%(tasks)s) and theirs.known_since > mine.known_since
+      and exists (
+          select from conductor.orchestrators o
+          where o.edition = t.edition and not o.stopping
+            and greatest(o.beat_at, pg_postmaster_start_time())
+                + o.timeout * interval '1 second' > conductor.now())
+    """,
+)
+
+FOREIGN: Final = Statement(
+    row=str,
+    sql="""
+    -- Reads only.
+    select distinct t.name from conductor.tasks t
+    where t.name = any (%(tasks)s) and t.edition <> %(edition)s and t.home
+    """,
+)
+
+
+def know_edition(conn: Connection, edition: str, *, anew: bool = False) -> None:
+    """Remember since when an edition is known; ``anew``: since now."""
+    KNOW_EDITION.only(conn, edition=edition, anew=anew)
+
+
+def superseded(conn: Connection, edition: str, tasks: Sequence[str]) -> set[str]:
+    """Those of these tasks that a living server of a later edition has defined."""
+    return set(SUPERSEDED.all(conn, edition=edition, tasks=list(tasks)))
+
+
+def foreign(conn: Connection, edition: str, tasks: Sequence[str]) -> set[str]:
+    """Those of these tasks that stand as another edition has defined them."""
+    return set(FOREIGN.all(conn, edition=edition, tasks=list(tasks)))
 
 
 class Registered(msgspec.Struct, frozen=True):

@@ -21,9 +21,9 @@ JOIN: Final = Statement(
     -- Also for a server that was declared dead and comes back: what it held is not its own
     -- any more, whatever its id.
     insert into conductor.orchestrators (
-        id, started_at, beat_at, timeout, version, hostname, pid, queues)
+        id, started_at, beat_at, timeout, version, hostname, pid, queues, edition)
     values (%(id)s, conductor.now(), conductor.now(), %(timeout)s, %(version)s, %(hostname)s,
-            %(pid)s, %(queues)s)
+            %(pid)s, %(queues)s, %(edition)s)
     on conflict (id) do update set beat_at = conductor.now()
     returning 1
     """,
@@ -39,11 +39,13 @@ def join(
     hostname: str,
     pid: int,
     queues: Sequence[str],
+    edition: str = "",
 ) -> None:
     """Enter a server into the fleet. ``timeout``: seconds of silence after which it is dead."""
     JOIN.only(
         conn,
         id=id, timeout=timeout, version=version, hostname=hostname, pid=pid, queues=list(queues),
+        edition=edition,
     )  # fmt: skip
 
 
@@ -87,7 +89,8 @@ class Pulse:
 
     ``known``: the fleet still counts this server among the living. ``term``: the number of the
     term this server leads, None when it does not lead. ``look_in``: when the next server or
-    the lease would expire. ``cancelled``: what it runs and should stop running.
+    the lease would expire. ``cancelled``: what it runs and should stop running. ``breaking``: the
+    last migration of the schema that programs must know to work on it.
     """
 
     known: bool
@@ -95,6 +98,7 @@ class Pulse:
     look_in: float | None
     clock: float
     cancelled: list[UUID]
+    breaking: int | None
 
 
 BEAT: Final = Statement(
@@ -133,7 +137,8 @@ BEAT: Final = Statement(
         ) - conductor.now())::float8 as look_in,
         extract(epoch from clock_timestamp())::float8 as clock,
         array(select id from conductor.live
-              where owner = %(id)s and state = 'x' and flags & 1 <> 0) as cancelled
+              where owner = %(id)s and state = 'x' and flags & 1 <> 0) as cancelled,
+        (select max(version) from conductor.migrations where breaking) as breaking
     from (select pg_notify('conductor_' || replace(%(id)s::text, '-', ''), 'ping')) ping
     """,
 )

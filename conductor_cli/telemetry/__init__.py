@@ -74,6 +74,7 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
 def reset() -> None:
     """Undo `configure`: events go to the stdlib logger "conductor" again. For tests."""
     logging.root.removeHandler(_bridge)
+    _bridge.forget()
     logging.root.setLevel(logging.WARNING)
     events.switch(lines.Records(), None)
 

@@ -69,6 +69,11 @@ CATALOGUE: Final[Mapping[str, Event]] = {
     "listener.lost": _counted(WARNING, "Times the listener went silent and polling took over."),
     "tasks.registered": _told(INFO, "The tasks this server serves were registered."),
     "migration.applied": _told(INFO, "A migration was applied."),
+    "migration.waiting": _told(INFO, "A migration waits for somebody's lock; it tries again."),
+    "schema.outgrown": _told(ERROR, "The schema has become newer than this program can work with."),
+    "tasks.superseded": _told(
+        INFO, "Tasks whose options a later version that runs has defined; they were left so."
+    ),
     "gauge.failed": _counted(WARNING, "Gauges that could not be read.", "gauge", line_every=60.0),
     "log.lines_dropped": _counted(WARNING, "Log lines lost to a full queue or broken output."),
 }

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -315,7 +316,7 @@ def test_a_level_that_does_not_exist_is_refused(out: StringIO) -> None:
 
 def test_stdlib_logging_goes_the_same_way(out: StringIO) -> None:
     telemetry.configure("info", "json", out)
-    log = logging.getLogger("psycopg.pool")
+    log = logging.getLogger("uvicorn.error")
     log.debug("too quiet")
     log.warning("lost %d", 3, extra={"pool": "p1"})
     try:
@@ -323,8 +324,20 @@ def test_stdlib_logging_goes_the_same_way(out: StringIO) -> None:
     except KeyError:
         log.exception("broken")
     first, second = lines(out)
-    assert (first["logger"], first["event"], first["pool"]) == ("psycopg.pool", "lost 3", "p1")
+    assert (first["logger"], first["event"], first["pool"]) == ("uvicorn.error", "lost 3", "p1")
     assert "KeyError: 'x'" in second["exception"]
+
+
+def test_the_driver_is_heard_once_a_second_and_others_always(out: StringIO) -> None:
+    telemetry.configure(format="json", stream=out)
+    for n in range(50):
+        logging.getLogger("psycopg.pool").warning("error connecting %d", n)
+        logging.getLogger("psycopg").warning("error ignored %d", n)
+        logging.getLogger("shop").warning("sold %d", n)
+    by_logger = Counter(line["logger"] for line in lines(out))
+    assert by_logger["shop"] == 50
+    assert 1 <= by_logger["psycopg"] <= 5
+    assert 1 <= by_logger["psycopg.pool"] <= 5
 
 
 def test_a_stdlib_record_that_cannot_be_formatted_is_logged_as_it_is() -> None:
