@@ -59,6 +59,18 @@ def hold(ctx: Context, name: str) -> int:
     return os.getpid()
 
 @task
+def fork(ctx: Context, name: str) -> int:
+    """Leaves behind a fork of its process, with all of its files, and runs on."""
+    if ctx.attempt == 1:
+        if os.fork() == 0:
+            while not (HERE / "go").exists():
+                time.sleep(0.02)
+            os._exit(0)
+        (HERE / f"{name}.{os.getpid()}").touch()
+        time.sleep(60)
+    return ctx.attempt
+
+@task
 def count(n: int) -> None:
     pass
 '''
@@ -325,6 +337,21 @@ def test_the_work_of_a_killed_child_runs_again_at_once_and_another_takes_its_pla
         _, pid, attempt, failures, crashes = execution(project, id)
         assert pid in runners(project, "held") - {victim}
         assert (attempt, failures, crashes) == (2, 0, 1)
+        server.signal(signal.SIGTERM)
+        assert server.end() == 0
+
+
+def test_a_death_is_noticed_though_what_a_task_has_forked_lives_on(project: Project) -> None:
+    with project.start("start-server") as server:
+        port = server.wait_until_ready()
+        (id,) = invoke(project, "fork", {"name": "forked"})
+        (victim,) = eventually(lambda: runners(project, "forked"))
+        killed = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: execution(project, id)[:2] == ("completed", 2), what="its second run")
+        assert time.monotonic() - killed < HEARTBEAT_TIMEOUT / 2
+        eventually(lambda: reasons(port) == [], what="being ready again")
+        (project.folder / "go").touch()
         server.signal(signal.SIGTERM)
         assert server.end() == 0
 
