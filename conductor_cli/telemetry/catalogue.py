@@ -40,6 +40,8 @@ CATALOGUE: Final[Mapping[str, Event]] = {
     "server.stopping": _told(INFO, "The server was asked to stop."),
     "server.stopped": _told(INFO, "The server has stopped."),
     "server.declared_dead": _counted(ERROR, "Times a peer declared this server dead."),
+    "process.started": _told(INFO, "The server starts one of its processes."),
+    "process.ended": _counted(WARNING, "Processes of the server that ended by themselves."),
     "service.died": _counted(ERROR, "Services that ended with an error.", "service"),
     "executions.claimed": _counted(DEBUG, "Executions claimed.", "queue"),
     "executions.finished": _counted(DEBUG, "Executions that ended.", "queue", "task", "state"),
