@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from uuid import UUID
 
-import msgspec
-
-from conductor_cli import catalog, context, database, errors, payloads, registry
+from conductor_cli import catalog, context, database, errors, payloads, registry, waiting
 from conductor_cli.config import Config, load
 from conductor_cli.invoking import Ids, Invoked, Row, Target, array, ids, row
 from conductor_cli.models import Execution, State
 from conductor_cli.registry import Invocation, InvokeOptions, Task
+from conductor_cli.service import Deadline
 from conductor_cli.store import definitions, executions, reports
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 _KNOWN_FOR: Final = 5.0  # seconds for which a task looked up by name is remembered
-_FIRST_LOOK: Final = 0.02
-_LONGEST_PAUSE: Final = 0.5
 PORTION: Final = 2000  # rows that travel together, while the next are made
 
 
@@ -42,6 +39,7 @@ class Conductor:
     ) -> None:
         self.database = database
         self.max_payload = max_payload
+        self.ends = waiting.Ends(database)
         self._embedded: Embedded | None = None
         self._found: dict[str, tuple[float, definitions.Registered]] = {}
 
@@ -85,6 +83,7 @@ class Conductor:
     def close(self) -> None:
         """Close the pool, and let go of an embedded Postgres. May be used again afterwards,
         except with an embedded one."""
+        self.ends.close()
         self.database.close()
         if self._embedded is not None:
             self._embedded.close()
@@ -180,19 +179,39 @@ class Conductor:
     ) -> Any:
         """Wait until an execution ends and return its result, decoded for ``task`` if given.
 
-        ``timeout`` in seconds. Raises ExecutionFailed, ExecutionCancelled, ExecutionNotFound,
-        TimeoutError. Refused inside a task, whose thread it would hold.
+        ``timeout`` in seconds. Raises ExecutionFailed, ExecutionCancelled, ExecutionNotFound (also
+        for one that is deleted as it ends), TimeoutError; DatabaseUnavailable when Postgres has
+        been away for half a minute. Refused inside a task, whose thread it would hold.
         """
-        if context.current.get() is not None:
-            raise errors.ConductorError(
-                "wait() inside a task would hold its thread while the other may need it."
-            )
-        ended = self._until_ended(id, registry.as_seconds(timeout))
-        if ended.state is State.COMPLETED:
-            return _result(ended, task)
-        if ended.state is State.CANCELLED:
-            raise errors.ExecutionCancelled(id, ended.error.message if ended.error else None)
-        raise errors.ExecutionFailed(id, cast("Any", ended.error))
+        waiting.refuse_in_task("wait")
+        deadline = Deadline(registry.as_seconds(timeout))
+        found = self._found_now(id)
+        with self.ends.expected(id) as end:
+            while not found.state.has_ended:
+                in_time = end.wait(deadline.remaining)
+                found = self._found_now(id)
+                if not in_time and not found.state.has_ended:
+                    raise waiting.late(found, timeout)
+        return waiting.result(found, task)
+
+    def watch(self, id: UUID) -> Iterator[Execution]:
+        """The execution as it stands, and again at each change that is seen, until its end.
+
+        The end is told at once, other changes are looked for twice a second or more; of several
+        that come at once only the last is seen. Raises ExecutionNotFound, as ``wait`` does.
+        Refused inside a task.
+        """
+        waiting.refuse_in_task("watch")
+        last, pauses = self._found_now(id), waiting.Pauses()
+        yield last
+        with self.ends.expected(id) as end:
+            while not last.state.has_ended:
+                end.wait(pauses.next())
+                found = self._found_now(id)
+                if found != last:
+                    pauses.restart()
+                    yield found
+                last = found
 
     def cancel(self, id: UUID, reason: str | None = None) -> bool:
         """Cancel an execution; whether this call changed anything.
@@ -271,21 +290,11 @@ class Conductor:
         with context.shielded():
             return self.database.retrying(lambda conn: next(tries)(conn, rows, made))
 
-    def _until_ended(self, id: UUID, timeout: float | None) -> Execution:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause = _FIRST_LOOK
-        while True:
-            found = self.get(id)
-            if found is None:
-                raise errors.ExecutionNotFound(id)
-            if found.state.has_ended:
-                return found
-            if deadline is not None and time.monotonic() + pause > deadline:
-                pause = max(0.0, deadline - time.monotonic())
-                if pause == 0.0:
-                    raise TimeoutError(f"Execution {id} is {found.state} after {timeout:g} s.")
-            time.sleep(pause)
-            pause = min(_LONGEST_PAUSE, pause * 1.3)
+    def _found_now(self, id: UUID) -> Execution:
+        found = self.get(id)
+        if found is None:
+            raise errors.ExecutionNotFound(id)
+        return found
 
 
 def _send(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:
@@ -321,9 +330,3 @@ def _send_portion(conn: Connection, rows: Sequence[Row], *, again: bool) -> dict
     chosen = any(row.options.id is not None for row in rows)
     met = executions.enqueue(conn, array(row.full for row in rows), recheck=again or chosen)
     return {m.asked: m.met for m in met}
-
-
-def _result(ended: Execution, task: Task[..., Any] | None) -> Any:
-    if task is None:
-        return ended.result
-    return task.result_type.decode(msgspec.json.encode(ended.result).decode())

@@ -110,6 +110,11 @@ def is_locked(error: BaseException) -> bool:
     return isinstance(error, psycopg.errors.LockNotAvailable)
 
 
+def is_forbidden(error: BaseException) -> bool:
+    """Whether this role lacks a privilege."""
+    return isinstance(error, psycopg.errors.InsufficientPrivilege)
+
+
 def is_bad_value(error: BaseException) -> bool:
     """Whether Postgres refused a value: alone it will be refused again, its neighbours not."""
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
@@ -306,8 +311,8 @@ class Link:
 class Listening:
     """A connection that waits for notifications, and can be interrupted from another thread."""
 
-    def __init__(self, database: Database, channels: Sequence[str]) -> None:
-        self._conn = database.connect("listener")
+    def __init__(self, database: Database, channels: Sequence[str], name: str = "listener") -> None:
+        self._conn = database.connect(name)
         try:
             for channel in channels:
                 self._conn.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
@@ -326,7 +331,8 @@ class Listening:
         poll = select.poll()  # unlike select() for any number of open files
         for each in (self._conn.fileno(), self._read_end):
             poll.register(each, select.POLLIN)
-        poll.poll(timeout * 1000)
+        if any(file == self._read_end for file, _ in poll.poll(timeout * 1000)):
+            os.read(self._read_end, 4096)
         pg = self._conn.pgconn
         try:
             pg.consume_input()
@@ -338,7 +344,7 @@ class Listening:
         return payloads
 
     def interrupt(self) -> None:
-        """Let a receive() of another thread return at once."""
+        """Let a receive() of another thread return at once, or the next one."""
         with self._lock:  # once closed, these numbers may be somebody else's files
             if self._is_open:
                 os.write(self._write_end, b"x")

@@ -52,6 +52,7 @@ class Flag(IntFlag):
     """What a finishing statement must know about a row beyond the plain case."""
 
     CANCEL_ASKED = 1
+    WATCHED = 8  # somebody waits for its end: tell them
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,9 @@ EXCHANGE: Final = Statement(
         returning id, token, task, payload, attempt, failures, crashes, timeout, metadata, event,
             rank, run_at, seq
     ), summary as (
-        select count(*) as ended, count(*) filter (where flags & 1 <> 0) as cancelled from gone
+        select count(*) as ended, count(*) filter (where flags & 1 <> 0) as cancelled,
+            count(conductor.notify_ended(id)) filter (where flags & 8 <> 0) as told
+        from gone
     )
     select c.id, c.token, c.task, c.payload::text, c.attempt, c.failures, c.crashes, c.timeout,
         c.metadata::text, c.event::text, c.rank, c.run_at, c.seq,
