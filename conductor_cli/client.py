@@ -8,13 +8,22 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from uuid import UUID
 
-from conductor_cli import catalog, context, database, errors, payloads, registry, waiting
+from conductor_cli import (
+    catalog,
+    context,
+    database,
+    errors,
+    payloads,
+    registry,
+    scheduling,
+    waiting,
+)
 from conductor_cli.config import Config, load
 from conductor_cli.invoking import Ids, Invoked, Row, Target, array, ids, row
 from conductor_cli.models import Execution, State
 from conductor_cli.registry import Invocation, InvokeOptions, Task
 from conductor_cli.service import Deadline
-from conductor_cli.store import definitions, executions, reports
+from conductor_cli.store import definitions, executions, reports, schedules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -35,10 +44,15 @@ class Conductor:
     """Invokes tasks on one Postgres. Thread-safe; its pool opens on first use, once per process."""
 
     def __init__(
-        self, database: database.Database, *, max_payload: int = payloads.DEFAULT_LIMIT
+        self,
+        database: database.Database,
+        *,
+        max_payload: int = payloads.DEFAULT_LIMIT,
+        timezone: str = "UTC",
     ) -> None:
         self.database = database
         self.max_payload = max_payload
+        self.timezone = timezone
         self.ends = waiting.Ends(database)
         self._embedded: Embedded | None = None
         self._found: dict[str, tuple[float, definitions.Registered]] = {}
@@ -51,14 +65,17 @@ class Conductor:
         pool: ConnectionPool[Any] | None = None,
         pool_size: int = 10,
         max_payload: int = payloads.DEFAULT_LIMIT,
+        timezone: str = "UTC",
     ) -> Conductor:
         """A client of the Postgres at ``url``, or on a pool of the caller's.
 
-        ``pool_size``: connections at most; ``max_payload``: bytes of JSON. Connects on first use.
+        ``pool_size``: connections at most; ``max_payload``: bytes of JSON; ``timezone``: of
+        schedules that name none. Connects on first use.
         """
         if (url is None) == (pool is None):
             raise errors.ConfigError("Conductor.create needs either a URL or pool=, not both.")
-        return cls(database.Database(url, pool=pool, size=pool_size), max_payload=max_payload)
+        made = database.Database(url, pool=pool, size=pool_size)
+        return cls(made, max_payload=max_payload, timezone=timezone)
 
     @classmethod
     def from_config(cls, config: Config | Path | str | None = None) -> Conductor:
@@ -76,6 +93,7 @@ class Conductor:
         made = cls(
             database.Database(url, size=settings.worker.concurrency + 4),
             max_payload=settings.tasks.max_payload,
+            timezone=settings.scheduler.timezone,
         )
         made._embedded = embedded
         return made
@@ -229,6 +247,43 @@ class Conductor:
         """
         with context.shielded(), self.database.transaction() as conn:
             return executions.retry(conn, id)
+
+    def schedule(
+        self,
+        task: Task[..., Any] | Invocation[Any] | str,
+        name: str,
+        expression: str,
+        payload: object = None,
+        *,
+        timezone: str | None = None,
+        missed: str = "latest",
+    ) -> bool:
+        """Run a task at each tick of a cron expression, until ``unschedule``.
+
+        ``name`` tells the schedules of one task apart: another call with it changes the
+        schedule, whose next tick is then the first of the new expression. ``payload`` is that of
+        every execution, and checked as ``invoke`` checks it. ``timezone`` and ``missed`` are
+        those of ``cron``. Restarts and deploys leave it as it is. Whether this changed anything.
+
+        Raises TaskDefinitionError for an expression, PayloadError, UnknownTask; ConductorError
+        for the name of a schedule that the task's triggers declare.
+        """
+        spec = scheduling.spec(
+            task, name, expression, payload,
+            timezone=timezone or self.timezone, missed=missed, limit=self.max_payload,
+            queue_of=lambda known: self._find(known).queue,
+        )  # fmt: skip
+        with context.shielded(), self.database.transaction() as conn:
+            return scheduling.save(conn, spec)
+
+    def unschedule(self, task: Task[..., Any] | str, name: str) -> bool:
+        """Remove a schedule; whether there was one. What it has made already goes on.
+
+        One that the task's triggers declare comes back when a server of the task starts.
+        """
+        task_name = task.name if isinstance(task, Task) else task
+        with context.shielded(), self.database.transaction() as conn:
+            return schedules.remove(conn, task_name, name)
 
     def create_worker(
         self, queue: str, tasks: Iterable[Task[..., Any]], **settings: Any

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from conductor_cli.client import Conductor
     from conductor_cli.models import Claimed
+    from conductor_cli.registry import Invocation, Task
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -294,6 +295,25 @@ class Context(_Base[S]):
         if self._attempt.abort_reason is not None:
             self._attempt.signal.raise_if_aborted()
 
+    def schedule(
+        self,
+        task: Task[..., Any] | Invocation[Any] | str,
+        name: str,
+        expression: str,
+        payload: object = None,
+        *,
+        timezone: str | None = None,
+        missed: str = "latest",
+    ) -> bool:
+        """As ``Conductor.schedule``; when the task runs again, it changes nothing again."""
+        return self.conductor.schedule(
+            task, name, expression, payload, timezone=timezone, missed=missed
+        )
+
+    def unschedule(self, task: Task[..., Any] | str, name: str) -> bool:
+        """As ``Conductor.unschedule``."""
+        return self.conductor.unschedule(task, name)
+
 
 class AsyncContext(_Base[S]):
     """Given to an ``async def`` function whose parameter is annotated with it."""
@@ -308,3 +328,23 @@ class AsyncContext(_Base[S]):
         await asyncio.sleep(0)
         if self._attempt.abort_reason is not None:
             self._attempt.signal.raise_if_aborted()
+
+    async def schedule(
+        self,
+        task: Task[..., Any] | Invocation[Any] | str,
+        name: str,
+        expression: str,
+        payload: object = None,
+        *,
+        timezone: str | None = None,
+        missed: str = "latest",
+    ) -> bool:
+        """As ``Context.schedule``."""
+        return await asyncio.to_thread(
+            self.conductor.schedule, task, name, expression, payload,
+            timezone=timezone, missed=missed,
+        )  # fmt: skip
+
+    async def unschedule(self, task: Task[..., Any] | str, name: str) -> bool:
+        """As ``Conductor.unschedule``."""
+        return await asyncio.to_thread(self.conductor.unschedule, task, name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -22,10 +21,10 @@ from conductor_cli.leadership import Leadership
 from conductor_cli.maintenance import Pruner, Rescuer
 from conductor_cli.runner import EventLoop, Runner
 from conductor_cli.scheduler import JobScheduler
+from conductor_cli.scheduling import first_tick
 from conductor_cli.service import Deadline
 from conductor_cli.signals import Beaten, Heartbeat, Identity, Listener
 from conductor_cli.store import definitions
-from conductor_cli.timing import Schedule
 from conductor_cli.worker import JobWorker
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
     from conductor_cli.catalog import WorkerSpec
     from conductor_cli.client import Conductor
-    from conductor_cli.models import ScheduleSpec
     from conductor_cli.pump import Recorded, Retention
     from conductor_cli.service import Service
     from conductor_cli.telemetry.meters import Reader
@@ -360,12 +358,6 @@ def register(
             definitions.save_schedules(conn, [(s, first_tick(s, now)) for s in schedules], names)
         telemetry.emit("tasks.registered", count=len(names), schedules=len(schedules))
     return len(names), len(schedules)
-
-
-def first_tick(spec: ScheduleSpec, now: float) -> datetime | None:
-    """The first tick of a schedule after ``now`` (seconds since 1970)."""
-    moment = datetime.fromtimestamp(now, UTC)
-    return Schedule.parse(spec.expression, spec.timezone).next_after(moment)
 
 
 def _hint(worker: JobWorker, kind: str, number: str) -> None:

@@ -23,6 +23,7 @@ from conductor_cli.cli.invoke import invoke
 from conductor_cli.cli.migrate import migrate
 from conductor_cli.cli.options import Given, Group
 from conductor_cli.cli.run import run
+from conductor_cli.cli.schedules import schedules
 from conductor_cli.cli.start_server import start_server
 from conductor_cli.cli.status import status
 from conductor_cli.cli.tasks import tasks
@@ -43,7 +44,7 @@ def root() -> None:
 
 for _command in (
     *(init, start_server, drain, migrate, invoke, run, tasks, generate_task),
-    *(executions, status, healthcheck),
+    *(executions, schedules, status, healthcheck),
 ):
     root.add_command(_command)
 
