@@ -23,7 +23,7 @@ from conductor_cli.invoking import Ids, Invoked, Row, Target, array, ids, row
 from conductor_cli.models import Execution, State
 from conductor_cli.registry import Invocation, InvokeOptions, Task
 from conductor_cli.service import Deadline
-from conductor_cli.store import definitions, executions, reports, schedules
+from conductor_cli.store import definitions, executions, queues, reports, schedules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -284,6 +284,19 @@ class Conductor:
         task_name = task.name if isinstance(task, Task) else task
         with context.shielded(), self.database.transaction() as conn:
             return schedules.remove(conn, task_name, name)
+
+    def pause(self, queue: str) -> bool:
+        """Let nothing of a queue be claimed, by nobody, from the moment this returns until
+        ``resume``. What runs goes on. Whether this changed anything."""
+        registry.check_name("queue", queue)
+        with context.shielded(), self.database.transaction() as conn:
+            return queues.pause(conn, queue)
+
+    def resume(self, queue: str) -> bool:
+        """Let a paused queue go on, at once. Whether this changed anything."""
+        registry.check_name("queue", queue)
+        with context.shielded(), self.database.transaction() as conn:
+            return queues.resume(conn, queue)
 
     def create_worker(
         self, queue: str, tasks: Iterable[Task[..., Any]], **settings: Any

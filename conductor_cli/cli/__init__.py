@@ -22,6 +22,7 @@ from conductor_cli.cli.init import init
 from conductor_cli.cli.invoke import invoke
 from conductor_cli.cli.migrate import migrate
 from conductor_cli.cli.options import Given, Group
+from conductor_cli.cli.queues import queues
 from conductor_cli.cli.run import run
 from conductor_cli.cli.schedules import schedules
 from conductor_cli.cli.start_server import start_server
@@ -44,7 +45,7 @@ def root() -> None:
 
 for _command in (
     *(init, start_server, drain, migrate, invoke, run, tasks, generate_task),
-    *(executions, schedules, status, healthcheck),
+    *(executions, schedules, queues, status, healthcheck),
 ):
     root.add_command(_command)
 

@@ -93,6 +93,8 @@ EXCHANGE: Final = Statement(
                   %(from_rank)s::smallint,
                   coalesce(%(from_run_at)s::timestamptz, '-infinity'),
                   %(from_seq)s::bigint)
+              and not exists (select from conductor.queues  -- once; locked against conductor.pause
+                              where name = %(queue)s and paused for key share)
             order by rank, run_at, seq
             limit %(limit)s
             for update skip locked))
