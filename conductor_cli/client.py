@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from uuid import UUID
 
@@ -16,28 +15,27 @@ from conductor_cli import (
     payloads,
     registry,
     scheduling,
+    sending,
     waiting,
 )
 from conductor_cli.config import Config, load
-from conductor_cli.invoking import Ids, Invoked, Row, Target, array, ids, row
+from conductor_cli.invoking import Ids, Invoked, Row, Target, row
 from conductor_cli.models import Execution, State
 from conductor_cli.registry import Invocation, InvokeOptions, Task
 from conductor_cli.service import Deadline
 from conductor_cli.store import definitions, executions, queues, reports, schedules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from psycopg_pool import ConnectionPool
 
-    from conductor_cli.database import Connection
     from conductor_cli.embedded import Embedded
 
 R = TypeVar("R")
 
 _KNOWN_FOR: Final = 5.0  # seconds for which a task looked up by name is remembered
-PORTION: Final = 2000  # rows that travel together, while the next are made
 
 
 class Conductor:
@@ -123,41 +121,35 @@ class Conductor:
         task: Target,
         payload: object = None,
         *,
-        connection: Connection | None = None,
+        connection: object = None,
         **options: Any,
     ) -> UUID:
         """Create an execution; returns its id.
 
         ``options``: those of :class:`InvokeOptions`: queue, id, run_at, delay, priority,
         dedupe_key, on_duplicate, group, timeout, metadata. With ``connection`` it is part of the
-        caller's transaction: it exists if and only if that commits. Without, it is committed
-        when this returns, and a lost reply is recognised, not repeated.
+        caller's transaction: it exists if and only if that commits. That may be a connection of
+        psycopg, SQLAlchemy (or a session), Django or psycopg2; asynchronous ones are for
+        AsyncConductor. Without, it is committed when this returns, and a lost reply is
+        recognised, not repeated.
 
         Raises PayloadError, UnknownTask, Duplicate, DatabaseUnavailable.
         """
-        row = self._row(Invoked.of(task, payload, options))
-        return self._enqueue(iter((row,)), connection)[0]
+        return self._enqueue(iter((self.row(task, payload, options),)), connection)[0]
 
     def invoke_many(
         self,
         task: Target,
         payloads: Iterable[object],
         *,
-        connection: Connection | None = None,
+        connection: object = None,
         **options: Any,
     ) -> Ids:
         """Create many executions at once, all or none; returns their ids in order.
 
         Each payload may also be an Invocation with options of its own.
         """
-        common = Invoked.of(task, None, options)
-        rows = (
-            self._row(Invoked.of(each, None, options))
-            if isinstance(each, Invocation)
-            else self._row(common, each)
-            for each in payloads
-        )
-        return self._enqueue(rows, connection)
+        return self._enqueue(self.rows(task, payloads, options), connection)
 
     def get(self, id: UUID) -> Execution | None:
         """The execution as it stands, or None."""
@@ -305,6 +297,22 @@ class Conductor:
         those of WorkerConfig."""
         return catalog.WorkerSpec.create(queue, tasks, settings)
 
+    def row(self, task: Target, payload: object, options: Mapping[str, Any]) -> Row:
+        """What ``invoke`` would insert, checked; raises what it raises."""
+        return self._row(Invoked.of(task, payload, options))
+
+    def rows(
+        self, task: Target, payloads: Iterable[object], options: Mapping[str, Any]
+    ) -> Iterator[Row]:
+        """What ``invoke_many`` would insert, each checked when it is asked for."""
+        common = Invoked.of(task, None, options)
+        return (
+            self.row(each, None, options)
+            if isinstance(each, Invocation)
+            else self._row(common, each)
+            for each in payloads
+        )
+
     def _row(self, target: Invoked, *payload: object) -> Row:
         """``payload``, where the target has none of its own."""
         value = payload[0] if payload else target.payload
@@ -349,52 +357,14 @@ class Conductor:
         self._found[name] = (time.monotonic() + _KNOWN_FOR, found)
         return found
 
-    def _enqueue(self, rows: Iterator[Row], connection: Connection | None) -> Ids:
-        """``rows`` are made while earlier ones are already on their way."""
-        made: list[Row] = []
+    def _enqueue(self, rows: Iterator[Row], connection: object) -> Ids:
         if connection is not None:
-            return _send(database.callers(connection), rows, made)
-        tries = iter((_send, _send_again))
+            return sending.on_borrowed(connection, rows)
         with context.shielded():
-            return self.database.retrying(lambda conn: next(tries)(conn, rows, made))
+            return sending.on_own(self.database, rows)
 
     def _found_now(self, id: UUID) -> Execution:
         found = self.get(id)
         if found is None:
             raise errors.ExecutionNotFound(id)
         return found
-
-
-def _send(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:
-    """Send rows, many of them in portions; keeps in ``made`` what has been taken from ``rows``."""
-    portion = list(islice(rows, PORTION))
-    made.extend(portion)
-    if len(portion) <= 1:
-        return ids(made, _send_portion(conn, portion, again=False))
-    met: dict[UUID, UUID] = {}
-    with database.atomically(conn), conn.pipeline():
-        while portion:
-            met |= _send_portion(conn, portion, again=False)
-            portion = list(islice(rows, PORTION))
-            made.extend(portion)
-        return ids(made, met)
-
-
-def _send_again(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:
-    """The reply to a first try was lost, and it may have done its work."""
-    made.extend(rows)
-    with database.atomically(conn):
-        return ids(made, _send_portion(conn, made, again=True))
-
-
-def _send_portion(conn: Connection, rows: Sequence[Row], *, again: bool) -> dict[UUID, UUID]:
-    kinds = {row.kind for row in rows}
-    kind = kinds.pop() if len(kinds) == 1 and not again else None
-    if kind is not None:
-        task, queue, rank = kind
-        plain = array(row.plain for row in rows)
-        executions.enqueue_plain(conn, plain, task=task, queue=queue, rank=rank)
-        return {}
-    chosen = any(row.options.id is not None for row in rows)
-    met = executions.enqueue(conn, array(row.full for row in rows), recheck=again or chosen)
-    return {m.asked: m.met for m in met}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from uuid import UUID
 
+    from conductor_cli.aio import AsyncConductor
     from conductor_cli.client import Conductor
     from conductor_cli.models import Claimed
     from conductor_cli.registry import Invocation, Task
@@ -246,6 +247,8 @@ class Event:
 
 
 class _Base(Generic[S]):
+    conductor: Any
+
     def __init__(self, attempt: Attempt, conductor: Conductor, state: S) -> None:
         self._attempt = attempt
         self.conductor = conductor
@@ -284,6 +287,8 @@ class _Base(Generic[S]):
 class Context(_Base[S]):
     """Given to a plain function whose parameter is annotated with it."""
 
+    conductor: Conductor
+
     @property
     def signal(self) -> Signal:
         """Set when the task should stop."""
@@ -318,6 +323,8 @@ class Context(_Base[S]):
 class AsyncContext(_Base[S]):
     """Given to an ``async def`` function whose parameter is annotated with it."""
 
+    conductor: AsyncConductor
+
     @cached_property
     def signal(self) -> AsyncSignal:
         """Set when the task should stop."""
@@ -340,11 +347,10 @@ class AsyncContext(_Base[S]):
         missed: str = "latest",
     ) -> bool:
         """As ``Context.schedule``."""
-        return await asyncio.to_thread(
-            self.conductor.schedule, task, name, expression, payload,
-            timezone=timezone, missed=missed,
-        )  # fmt: skip
+        return await self.conductor.schedule(
+            task, name, expression, payload, timezone=timezone, missed=missed
+        )
 
     async def unschedule(self, task: Task[..., Any] | str, name: str) -> bool:
         """As ``Conductor.unschedule``."""
-        return await asyncio.to_thread(self.conductor.unschedule, task, name)
+        return await self.conductor.unschedule(task, name)

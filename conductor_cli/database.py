@@ -146,14 +146,9 @@ def describe(url: str) -> str:
     return f"{host}:{port}/{parts.get('dbname', '')} (user {parts.get('user', 'default')})"
 
 
-def callers(connection: object) -> Connection:
-    """A caller's connection, if it is one that can be used; raises TypeError."""
-    if isinstance(connection, psycopg.Connection):
-        return connection
-    raise TypeError(
-        f"connection= takes a psycopg Connection, not {type(connection).__qualname__}. "
-        "Outside a transaction of your own leave it away."
-    )
+def of_own_kind(connection: object) -> Connection | None:
+    """A caller's connection, where it is one of psycopg's synchronous ones."""
+    return connection if isinstance(connection, psycopg.Connection) else None
 
 
 @contextmanager

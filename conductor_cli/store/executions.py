@@ -61,6 +61,17 @@ def enqueue_plain(conn: Connection, rows: str, *, task: str, queue: str, rank: i
     ENQUEUE_PLAIN.run(conn, rows=rows, task=task, queue=queue, rank=rank)
 
 
+# On connections that callers lend, of drivers of which not every one lets "::" follow a parameter.
+LENT: Final = """
+    select cast(asked as text), cast(met as text)
+    from conductor.enqueue(cast(cast($1 as text) as json), cast($2 as boolean))
+"""
+LENT_OR_NOTHING: Final = """
+    select cast(asked as text), cast(met as text)
+    from conductor.enqueue_or_nothing(cast(cast($1 as text) as json), cast($2 as boolean))
+"""
+
+
 CANCEL: Final = Statement(
     row=bool,
     sql="""
