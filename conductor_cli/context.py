@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from uuid import UUID
 
+    from conductor_cli.aio import AsyncConductor
     from conductor_cli.client import Conductor
     from conductor_cli.models import Claimed
+    from conductor_cli.registry import Invocation, Task
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -251,6 +253,8 @@ class Event:
 
 
 class _Base(Generic[S]):
+    conductor: Any
+
     def __init__(self, attempt: Attempt, conductor: Conductor, state: S) -> None:
         self._attempt = attempt
         self.conductor = conductor
@@ -289,6 +293,8 @@ class _Base(Generic[S]):
 class Context(_Base[S]):
     """Given to a plain function whose parameter is annotated with it."""
 
+    conductor: Conductor
+
     @property
     def signal(self) -> Signal:
         """Set when the task should stop."""
@@ -300,9 +306,30 @@ class Context(_Base[S]):
         if self._attempt.abort_reason is not None:
             self._attempt.signal.raise_if_aborted()
 
+    def schedule(
+        self,
+        task: Task[..., Any] | Invocation[Any] | str,
+        name: str,
+        expression: str,
+        payload: object = None,
+        *,
+        timezone: str | None = None,
+        missed: str = "latest",
+    ) -> bool:
+        """As ``Conductor.schedule``; when the task runs again, it changes nothing again."""
+        return self.conductor.schedule(
+            task, name, expression, payload, timezone=timezone, missed=missed
+        )
+
+    def unschedule(self, task: Task[..., Any] | str, name: str) -> bool:
+        """As ``Conductor.unschedule``."""
+        return self.conductor.unschedule(task, name)
+
 
 class AsyncContext(_Base[S]):
     """Given to an ``async def`` function whose parameter is annotated with it."""
+
+    conductor: AsyncConductor
 
     @cached_property
     def signal(self) -> AsyncSignal:
@@ -314,3 +341,22 @@ class AsyncContext(_Base[S]):
         await asyncio.sleep(0)
         if self._attempt.abort_reason is not None:
             self._attempt.signal.raise_if_aborted()
+
+    async def schedule(
+        self,
+        task: Task[..., Any] | Invocation[Any] | str,
+        name: str,
+        expression: str,
+        payload: object = None,
+        *,
+        timezone: str | None = None,
+        missed: str = "latest",
+    ) -> bool:
+        """As ``Context.schedule``."""
+        return await self.conductor.schedule(
+            task, name, expression, payload, timezone=timezone, missed=missed
+        )
+
+    async def unschedule(self, task: Task[..., Any] | str, name: str) -> bool:
+        """As ``Conductor.unschedule``."""
+        return await self.conductor.unschedule(task, name)

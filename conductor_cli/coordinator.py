@@ -327,6 +327,10 @@ class JobCoordinator:
                     for worker in parts.workers:
                         if worker.queue == queue:
                             _hint(worker, kind, number)
+                case "pause" | "resume":
+                    for worker in parts.workers:
+                        if worker.queue == rest:
+                            _hint(worker, kind)
                 case "cancel":
                     cancelled = {UUID(rest)}
                     for worker in parts.workers:
@@ -353,11 +357,17 @@ class _Parts:
     loop: EventLoop
 
 
-def _hint(worker: JobWorker, kind: str, number: str) -> None:
-    if kind == "ready":
-        worker.holding.ready(int(number))
-    else:
-        worker.holding.due(float(number))
+def _hint(worker: JobWorker, kind: str, number: str = "") -> None:
+    match kind:
+        case "ready":
+            worker.holding.ready(int(number))
+        case "due":
+            worker.holding.due(float(number))
+        case "pause":
+            worker.give_back_unstarted()
+        case "resume":
+            worker.holding.ready()
+            worker.holding.due()
 
 
 def _abort_all(workers: Sequence[JobWorker]) -> None:

@@ -122,6 +122,11 @@ def does_not_fit(error: BaseException) -> bool:
     return (state or "").startswith(("42", "0A"))
 
 
+def is_forbidden(error: BaseException) -> bool:
+    """Whether this role lacks a privilege."""
+    return isinstance(error, psycopg.errors.InsufficientPrivilege)
+
+
 def is_bad_value(error: BaseException) -> bool:
     """Whether Postgres refused a value: alone it will be refused again, its neighbours not."""
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
@@ -153,14 +158,9 @@ def describe(url: str) -> str:
     return f"{host}:{port}/{parts.get('dbname', '')} (user {parts.get('user', 'default')})"
 
 
-def callers(connection: object) -> Connection:
-    """A caller's connection, if it is one that can be used; raises TypeError."""
-    if isinstance(connection, psycopg.Connection):
-        return connection
-    raise TypeError(
-        f"connection= takes a psycopg Connection, not {type(connection).__qualname__}. "
-        "Outside a transaction of your own leave it away."
-    )
+def of_own_kind(connection: object) -> Connection | None:
+    """A caller's connection, where it is one of psycopg's synchronous ones."""
+    return connection if isinstance(connection, psycopg.Connection) else None
 
 
 @contextmanager
@@ -389,8 +389,8 @@ class Link:
 class Listening:
     """A connection that waits for notifications, and can be interrupted from another thread."""
 
-    def __init__(self, database: Database, channels: Sequence[str]) -> None:
-        self._conn = database.connect("listener")
+    def __init__(self, database: Database, channels: Sequence[str], name: str = "listener") -> None:
+        self._conn = database.connect(name)
         try:
             for channel in channels:
                 self._conn.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
@@ -409,7 +409,8 @@ class Listening:
         poll = select.poll()  # unlike select() for any number of open files
         for each in (self._conn.fileno(), self._read_end):
             poll.register(each, select.POLLIN)
-        poll.poll(timeout * 1000)
+        if any(file == self._read_end for file, _ in poll.poll(timeout * 1000)):
+            os.read(self._read_end, 4096)
         pg = self._conn.pgconn
         try:
             self._conn.check()
@@ -422,7 +423,7 @@ class Listening:
         return payloads
 
     def interrupt(self) -> None:
-        """Let a receive() of another thread return at once."""
+        """Let a receive() of another thread return at once, or the next one."""
         with self._lock:  # once closed, these numbers may be somebody else's files
             if self._is_open:
                 os.write(self._write_end, b"x")

@@ -60,7 +60,7 @@ GRANTS: Final = """
 -- grant select, insert, update, delete on conductor.live to producer;
 -- grant select, insert on conductor.history to producer;
 -- grant select on conductor.orchestrators, conductor.leadership, conductor.schedules,
---     conductor.live, conductor.history to viewer;
+--     conductor.queues, conductor.live, conductor.history to viewer;
 """
 
 

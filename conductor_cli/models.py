@@ -52,6 +52,7 @@ class Flag(IntFlag):
     """What a finishing statement must know about a row beyond the plain case."""
 
     CANCEL_ASKED = 1
+    WATCHED = 8  # somebody waits for its end: tell them
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,10 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleSpec:
-    """A cron trigger as it is stored; its key is (task, name)."""
+    """A schedule as it is stored; its key is (task, name).
+
+    ``declared``: by a trigger of its task; the others were made at run time.
+    """
 
     task: str
     name: str
@@ -184,6 +188,7 @@ class ScheduleSpec:
     timezone: str
     missed: str
     payload: str
+    declared: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from conductor_cli import catalog, telemetry
+from conductor_cli.scheduling import first_tick
 from conductor_cli.store import definitions
-from conductor_cli.timing import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -103,9 +102,3 @@ def register(
     if left and not only_foreign:
         telemetry.emit("tasks.superseded", count=len(left), tasks=sorted(left)[:10])
     return len(mine.names), len(mine.schedules)
-
-
-def first_tick(spec: ScheduleSpec, now: float) -> datetime | None:
-    """The first tick of a schedule after ``now`` (seconds since 1970)."""
-    moment = datetime.fromtimestamp(now, UTC)
-    return Schedule.parse(spec.expression, spec.timezone).next_after(moment)

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from conductor_cli import payloads, registry, timing
+from conductor_cli.aio import AsyncConductor
 from conductor_cli.context import (
     Abort,
     AsyncContext,
@@ -60,6 +61,7 @@ class Runner:
         self.tasks = tasks
         self._timeouts = {t.name: registry.as_seconds(t.settings.timeout) for t in tasks}
         self._conductor = conductor
+        self._awaitable = AsyncConductor(conductor)
         self._loop = loop
         self._state = state
         self._limit = limit
@@ -105,7 +107,10 @@ class Runner:
     ) -> Any:
         if task.binder.context is not None:
             kind = AsyncContext if task.is_async else Context
-            task.binder.give(kind(attempt, self._conductor, self._state), args, kwargs)
+            given = kind(attempt, self._conductor, self._state)
+            if task.is_async:
+                given.conductor = self._awaitable
+            task.binder.give(given, args, kwargs)
         if task.is_async:
             return self._loop.call(attempt, lambda: task.function(*args, **kwargs))
         if self.timeout_of(attempt.claimed) is None:

@@ -127,6 +127,11 @@ class JobWorker:
         self.holding.give_back_unstarted(ids)
         self._pumps[0].wake()
 
+    def give_back_unstarted(self) -> None:
+        """Give back what has been claimed and not been started."""
+        self.holding.give_back_unstarted()
+        self._pumps[0].wake()
+
     def set_retry_now(self) -> None:
         """Let retries run without their backoff."""
         for pump in self._pumps:

@@ -2,7 +2,7 @@
 -- why: the hot table: every execution that has not ended
 
 -- State: r ready, s scheduled (its moment has not come), b blocked, w waiting, x running.
--- Flags: 1 cancel asked. Rank is the negated priority, so that one index in ascending
+-- Flags: 1 cancel asked, 8 somebody waits for its end. Rank is the negated priority, so that one index in ascending
 -- order serves the claim and its lower bound. No full index besides the primary key:
 -- with a snapshot held elsewhere, every further one is walked once per finished row.
 create table conductor.live (

@@ -93,6 +93,11 @@ revoke all on function conductor.rotate_history() from public;
 
 select conductor.rotate_history();
 
+-- Tells who waits that an execution has ended. Sent for rows with the flag of the watched only.
+create function conductor.notify_ended(id uuid) returns void
+    language sql volatile
+    return pg_notify('conductor_ended', id::text);
+
 -- Moves executions that have not been finished by the runner of their last claim out of the
 -- hot table: cancelled while pending, or crashed too often. The caller holds their row locks.
 -- A running one loses its token, so that a late end by its runner is not taken for this one.
@@ -122,5 +127,7 @@ as $$
             metadata, event, coalesce(reason, error)
         from kept where not dropped
     )
-    select count(*)::integer from kept
+    select count(*)::integer + 0 * (count(conductor.notify_ended(id))
+        filter (where flags & 8 <> 0))::integer
+    from kept
 $$;

@@ -10,7 +10,7 @@ from conductor_cli.catalog import schedule_specs
 from conductor_cli.cli import output, session
 from conductor_cli.config import Config, check_exposure
 from conductor_cli.orchestrator import Orchestrator
-from conductor_cli.registration import first_tick
+from conductor_cli.scheduling import first_tick
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,6 +93,12 @@ def _queue(worker: WorkerSpec) -> Queue:
 def _triggers(worker: WorkerSpec, config: Config) -> list[Trigger]:
     now = datetime.now(UTC).timestamp()
     return [
-        Trigger(spec.task, spec.name, spec.expression, spec.timezone, first_tick(spec, now))
+        Trigger(
+            spec.task,
+            spec.name,
+            spec.expression,
+            spec.timezone,
+            first_tick(spec, now),
+        )
         for spec in schedule_specs(worker.tasks, config.scheduler.timezone)
     ]

@@ -93,13 +93,17 @@ EXCHANGE: Final = Statement(
                   %(from_rank)s::smallint,
                   coalesce(%(from_run_at)s::timestamptz, '-infinity'),
                   %(from_seq)s::bigint)
+              and not exists (select from conductor.queues  -- once; locked against conductor.pause
+                              where name = %(queue)s and paused for key share)
             order by rank, run_at, seq
             limit %(limit)s
             for update skip locked))
         returning id, token, task, payload, attempt, failures, crashes, timeout, metadata, event,
             rank, run_at, seq
     ), summary as (
-        select count(*) as ended, count(*) filter (where flags & 1 <> 0) as cancelled from gone
+        select count(*) as ended, count(*) filter (where flags & 1 <> 0) as cancelled,
+            count(conductor.notify_ended(id)) filter (where flags & 8 <> 0) as told
+        from gone
     )
     select c.id, c.token, c.task, c.payload::text, c.attempt, c.failures, c.crashes, c.timeout,
         c.metadata::text, c.event::text, c.rank, c.run_at, c.seq,

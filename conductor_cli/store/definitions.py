@@ -45,7 +45,11 @@ REGISTER_TASKS: Final = Statement(
         update conductor.tasks t set home = false
         from given g
         where g.home and t.name = g.name and t.queue <> g.queue and t.home
-        returning 1
+        returning t.name, t.queue as left, g.queue as entered
+    ), followed as (
+        update conductor.schedules s set queue = m.entered
+        from moved m
+        where s.task = m.name and s.queue = m.left and not s.declared
     )
     select (select count(*) from written)::int + 0 * (select count(*) from moved)::int
     """,
@@ -155,33 +159,37 @@ SAVE_SCHEDULES: Final = Statement(
     row=int,
     sql="""
     -- A schedule that has not changed keeps its next tick, so that a restart neither loses nor
-    -- repeats one. Schedules of tasks that are served and no longer name them are removed.
+    -- repeats one. Schedules of tasks that are served and no longer name them are removed; those
+    -- made at run time stay, and do not replace a declared one.
     with given as (
         select * from json_to_recordset(%(schedules)s::text::json) as s (
             task text, name text, queue text, expression text, timezone text, missed text,
-            payload text, next_at timestamptz)
+            payload text, declared boolean, next_at timestamptz)
         order by task, name
     ), removed as (
         delete from conductor.schedules s
-        where s.task = any (%(tasks)s)
+        where s.task = any (%(tasks)s) and s.declared
           and not exists (select from given g where g.task = s.task and g.name = s.name)
         returning 1
     ), saved as (
         insert into conductor.schedules as s (
-            task, name, queue, expression, timezone, missed, payload, next_at, changed_at)
-        select task, name, queue, expression, timezone, missed, payload::json, next_at,
+            task, name, queue, expression, timezone, missed, payload, declared, next_at,
+            changed_at)
+        select task, name, queue, expression, timezone, missed, payload::json, declared, next_at,
             conductor.now()
         from given
         on conflict (task, name) do update set
             queue = excluded.queue, missed = excluded.missed, payload = excluded.payload,
             expression = excluded.expression, timezone = excluded.timezone,
+            declared = excluded.declared,
             next_at = case
                 when (s.expression, s.timezone) = (excluded.expression, excluded.timezone)
                 then s.next_at else excluded.next_at end,
             changed_at = excluded.changed_at
-        where (s.queue, s.missed, s.expression, s.timezone, s.payload::text)
+        where (excluded.declared or not s.declared)
+          and (s.queue, s.missed, s.expression, s.timezone, s.declared, s.payload::text)
             is distinct from (excluded.queue, excluded.missed, excluded.expression,
-                              excluded.timezone, excluded.payload::text)
+                              excluded.timezone, excluded.declared, excluded.payload::text)
         returning 1
     ), changes as (
         select (select count(*) from removed) + (select count(*) from saved) as n
@@ -241,7 +249,7 @@ DUE_SCHEDULES: Final = Statement(
     select task, name, expression, timezone, missed, next_at, conductor.now() as now,
         next_at <= conductor.now() as due
     from conductor.schedules
-    where next_at is not null
+    where next_at is not null and not paused
     order by next_at, task, name
     limit 100
     """,
@@ -260,7 +268,7 @@ TICK: Final = Statement(
     -- row lock lets one move it, and the other then finds another value and inserts nothing.
     with moved as (
         update conductor.schedules set next_at = %(next_at)s, last_at = %(expected)s
-        where task = %(task)s and name = %(name)s and next_at = %(expected)s
+        where task = %(task)s and name = %(name)s and next_at = %(expected)s and not paused
         returning task, name, queue, payload
     ), specs as (
         select conductor.uuid7() as id, m.task, m.name, m.queue, m.payload, tick.at,
