@@ -286,9 +286,9 @@ def test_a_schedule_made_elsewhere_is_found(
         conn.execute(
             """
             insert into conductor.schedules (task, name, queue, expression, timezone, missed,
-                payload, next_at, changed_at)
+                payload, declared, next_at, changed_at)
             values ('double', 'late', 'default', '* * * * * *', 'UTC', 'latest', '{"number": 1}',
-                now(), now())
+                true, now(), now())
             """
         )
     eventually(lambda: conductor.list(task="double", state="completed"))

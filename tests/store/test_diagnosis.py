@@ -513,8 +513,9 @@ def schedule(conn: Connection, clock: Clock, expression: str = "* * * * *") -> N
     conn.execute(
         """
         insert into conductor.schedules (task, name, queue, expression, timezone, missed, payload,
-            next_at, changed_at)
-        values ('t', 'often', 'q', %s, 'UTC', 'latest', '{}', conductor.now(), conductor.now())
+            declared, next_at, changed_at)
+        values ('t', 'often', 'q', %s, 'UTC', 'latest', '{}', true, conductor.now(),
+            conductor.now())
         """,
         [expression],
     )

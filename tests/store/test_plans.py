@@ -123,7 +123,7 @@ def _exchange(conn: Connection, *, ended: int, limit: int, beyond: bool = True) 
 
 def test_a_claim_reads_what_it_takes(planned: Connection) -> None:
     plan = _exchange(planned, ended=0, limit=BATCH)
-    assert plan.indexes("live") == {"live_ready", "Tid Scan"}
+    assert plan.indexes("live") == {"live_ready", "live_pkey", "Tid Scan"}
     assert plan.read("live") == 2 * BATCH
     assert plan.buffers < 30 * BATCH
 
@@ -145,7 +145,7 @@ def test_a_full_exchange_reads_what_it_ends(planned: Connection) -> None:
 
 def test_a_claim_without_a_place_walks_the_ready_index_of_its_queue(planned: Connection) -> None:
     plan = _exchange(planned, ended=0, limit=BATCH, beyond=False)
-    assert plan.indexes("live") == {"live_ready", "Tid Scan"}
+    assert plan.indexes("live") == {"live_ready", "live_pkey", "Tid Scan"}
     assert plan.read("live") <= 30000 + 2 * BATCH
 
 

@@ -91,7 +91,7 @@ class Net(Database):
         self.slowness = 0.0  # how likely others act before a commit
         self.sent: list[tuple[str, dict[str, Any]]] = []  # what wrote about claims
 
-    def connect(self, name: str, *, statement_timeout: float = 0.0) -> Any:
+    def connect(self, name: str, **limits: float) -> Any:
         return Line(self)
 
     @contextmanager
