@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tests.faults.scenarios import (  # noqa: F401  (in the order of the table)
+    deploys,
     kills,
     leaders,
     network,
@@ -13,8 +14,6 @@ from tests.faults.scenarios import (  # noqa: F401  (in the order of the table)
 )
 
 ELSEWHERE: Final = (
-    "Old and new version together, migration under load, the migrator killed at each statement: "
-    "scenarios of their own.",
     "Hostile text in every column of the dashboard: there is no dashboard yet.",
     "DST nights and 29 February as arithmetic: `tests/unit/test_timing.py`.",
 )
