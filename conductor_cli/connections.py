@@ -46,11 +46,16 @@ class Impatient(psycopg.Connection[Any]):
     """
 
     silence: float = CONNECT_TIMEOUT
+    name: str = ""  # as the server knows it
+    session: int = 0  # the server's process
+    was_silent: bool = False
     _file: tuple[int, int] | None = None  # its number and the socket behind it
     _is_robbed: bool = False
 
     def own(self) -> None:
-        """Remember what its file is; called once, when it has connected."""
+        """Remember what its file and its session are; called once, when it has connected."""
+        self.session = self.pgconn.backend_pid
+        self.name = self.info.parameter_status("application_name") or ""
         number = self.pgconn.socket
         self._file = number, os.fstat(number).st_ino
 
@@ -84,6 +89,7 @@ class Impatient(psycopg.Connection[Any]):
         try:
             return super().wait(_heard(gen, self.silence, self.check), *args, **kwargs)
         except Silent:
+            self.was_silent = True
             self.pgconn.finish()
             raise
 

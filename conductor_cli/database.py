@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import select
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, LiteralString, TypeVar
 
@@ -95,6 +95,20 @@ class Statement(Generic[R]):
     def only(self, conn: Connection, /, **parameters: Any) -> R:
         """Run it and return its first row; a statement without one is a programming error."""
         return self.all(conn, **parameters)[0]
+
+
+END_SESSION: Final = Statement(
+    row=bool,
+    sql="""
+    -- What was sent to a session that has been given up may be stuck on its way, and be carried
+    -- out whenever that ends, long after it was sent again elsewhere. Its number may be another
+    -- session's by now, but of this program, and one that has nothing to do.
+    select pg_terminate_backend(pid, 1000) from pg_stat_activity
+    where pid = %(session)s and usename = current_user and datname = current_database()
+      and application_name = left(%(name)s, 63)
+      and state_change < clock_timestamp() - %(silent)s * interval '1 second'
+    """,
+)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -244,15 +258,24 @@ class Database:
         commit. Transactions are its own affair: for one statement they are not worth their
         round trips. Raises DatabaseUnavailable.
         """
+        lost: Connection | None = None
         for last in (False, True):
             try:
                 with self.connection() as conn:
+                    self.end_session_of(lost, conn)
+                    lost = conn
                     return work(conn)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 if last or not is_transient(error):
                     raise unavailable(error, self.url) from error
                 self.drop_dead()
         raise AssertionError("unreachable")
+
+    def end_session_of(self, lost: Connection | None, conn: Connection) -> None:
+        """See to it, on ``conn``, that nothing sent on a connection that fell silent happens any
+        more. Behind a pooler sessions are not ours to end."""
+        if isinstance(lost, Impatient) and lost.was_silent and not self.is_behind_pooler:
+            END_SESSION.all(conn, session=lost.session, name=lost.name, silent=lost.silence / 2)
 
     def connect(
         self,
@@ -284,8 +307,17 @@ class Database:
         return conn
 
     def drop_dead(self) -> None:
-        """Replace pooled connections that are dead, as after a restart all of them are."""
-        self._pool().check()
+        """Replace the pooled connections that nobody uses: after one has died nobody knows how
+        the others are, and to ask each of them may take long when they are silent."""
+        pool = self._pool()
+        if pool is self._given:
+            pool.check()
+            return
+        for _ in range(pool.get_stats()["pool_available"]):
+            with suppress(PoolTimeout):  # somebody was quicker
+                conn = pool.getconn(timeout=0.01)
+                conn.close()
+                pool.putconn(conn)
 
     def close(self) -> None:
         """Close the pool; the Database may be used again and opens another."""
@@ -366,6 +398,7 @@ class Link:
         self._name = name
         self._statement_timeout, self._silence = statement_timeout, silence
         self._conn: Connection | None = None
+        self._lost: Connection | None = None
 
     def get(self) -> Connection:
         """A usable connection; raises DatabaseUnavailable."""
@@ -373,6 +406,8 @@ class Link:
             self._conn = self._database.connect(
                 self._name, statement_timeout=self._statement_timeout, silence=self._silence
             )
+            self._database.end_session_of(self._lost, self._conn)
+            self._lost = None
         return self._conn
 
     @property
@@ -383,6 +418,7 @@ class Link:
         """Close it; the next get() opens another. After an error nobody knows its state."""
         conn, self._conn = self._conn, None
         if conn is not None:
+            self._lost = conn
             conn.close()
 
 

@@ -10,8 +10,8 @@ create table conductor.orchestrators (
     hostname text not null,
     pid integer not null,
     queues text[] not null,
-    edition text not null,                 -- what it would define, as a fingerprint
     stopping boolean not null default false,
+    edition text not null default '',      -- what it would define, as a fingerprint
     constraint orchestrators_pkey primary key (id)
 ) with (fillfactor = 50);
 

@@ -209,6 +209,23 @@ def test_an_invocation_goes_round_connections_that_have_fallen_silent(
     assert there == len(ids) == len(set(ids))
 
 
+def test_an_invocation_that_arrives_after_it_was_sent_again_is_not_carried_out(
+    proxy: Proxy, conductor: Any, conn: Connection, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "GRACE", -9.5)
+    with type(conductor).create(proxy.url) as through:
+        through.invoke("t", queue="q")  # from now on one message is all it takes
+        proxy.stall_open()
+        id = through.invoke("t", queue="q")
+        assert through.get(id) is not None
+    conn.execute("delete from conductor.live")  # it has run, and was not to be kept
+    proxy.deliver()
+    sessions = """select from pg_stat_activity
+        where application_name = 'conductor pool' and datname = current_database()"""
+    eventually(lambda: conn.execute(sessions).fetchone() is None)
+    assert conn.execute("select count(*) from conductor.live").fetchone() == (0,)
+
+
 def test_a_client_of_a_silent_database_is_told_so(
     proxy: Proxy, conductor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

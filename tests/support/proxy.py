@@ -45,6 +45,14 @@ class Proxy:
             self._stuck += self._pairs
             self._pairs = []
 
+    def deliver(self) -> None:
+        """Let through what stall_open() has held back, and end those connections."""
+        for pair in self._stuck:
+            pair.flows.set()
+        for pair in self._stuck:
+            pair.close()
+        self._stuck = []
+
     def refuse(self) -> None:
         """Cut every connection, and let none in."""
         with self._lock:
