@@ -274,7 +274,9 @@ class Database:
     def end_session_of(self, lost: Connection | None, conn: Connection) -> None:
         """See to it, on ``conn``, that nothing sent on a connection that fell silent happens any
         more. Behind a pooler sessions are not ours to end."""
-        if isinstance(lost, Impatient) and lost.was_silent and not self.is_behind_pooler:
+        if not isinstance(lost, Impatient) or not lost.was_silent or self.is_behind_pooler:
+            return
+        with suppress(psycopg.errors.InsufficientPrivilege):  # then it is left to chance
             END_SESSION.all(conn, session=lost.session, name=lost.name, silent=lost.silence / 2)
 
     def connect(

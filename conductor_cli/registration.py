@@ -85,10 +85,11 @@ def register(
     if not given.tasks:
         return 0, 0
     with database.transaction() as conn:
-        definitions.know_edition(conn, edition, anew=anew)
         names = set(given.names)
         if only_foreign:
             names &= definitions.foreign(conn, edition, given.names)
+        else:
+            definitions.know_edition(conn, edition, anew=anew)
         left = definitions.superseded(conn, edition, list(names)) if names else set()
         mine = given.only(names - left)
         if mine.tasks:

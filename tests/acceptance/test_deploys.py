@@ -82,11 +82,12 @@ def _rows(url: str, query: str) -> list[tuple[Any, ...]]:
         return conn.execute(query).fetchall()
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_breaking_migration_makes_an_old_server_drain_and_exit_with_3(
-    project: Project, client: Conductor, newer: Any
+    project: Project, client: Conductor, newer: Any, processes: str
 ) -> None:
     later = newer("create table conductor.later ();", breaking=True)
-    with project.start("start-server") as old:
+    with project.start("start-server", "--processes", processes) as old:
         old.wait_until_ready()
         id = client.invoke("short", {"name": "ran"}, queue="default")
         eventually(lambda: project.marks("ran"))
