@@ -95,18 +95,20 @@ class Impatient(psycopg.Connection[Any]):
 
 
 def _heard(gen: PQGen[T], silence: float, check: Callable[[], None]) -> PQGen[T]:
-    heard_at = time.monotonic()
+    quiet_since: float | None = None
     try:
         wanted = next(gen)
         while True:
             ready = yield wanted
             wanted = gen.send(ready)  # first take what is there: this process may have slept
-            now = time.monotonic()
             if ready:
-                heard_at = now
-            else:
-                check()
-            if now - heard_at > silence:
+                quiet_since = None
+                continue
+            check()
+            now = time.monotonic()
+            if quiet_since is None:
+                quiet_since = now
+            elif now - quiet_since >= silence:
                 raise Silent(f"nothing has been heard from the server for {silence:g} seconds")
     except StopIteration as end:
         result: T = end.value

@@ -76,9 +76,9 @@ def test_a_call_that_hears_nothing_ends_and_closes_its_connection(
 
 
 def test_a_reply_that_keeps_coming_may_take_as_long_as_it_likes(through: Database) -> None:
-    with through.connect("test", silence=0.9) as conn:
+    with through.connect("test", silence=1.5) as conn:
         rows = conn.execute(
-            "select repeat('x', 20000), pg_sleep(0.3) from generate_series(1, 6)"
+            "select repeat('x', 20000), pg_sleep(0.4) from generate_series(1, 6)"
         ).fetchall()
     assert len(rows) == 6
 
@@ -191,7 +191,7 @@ def test_a_closed_pool_closes_what_comes_back_late(through: Database) -> None:
 def test_an_invocation_goes_round_connections_that_have_fallen_silent(
     proxy: Proxy, conductor: Any, monkeypatch: pytest.MonkeyPatch, many: bool
 ) -> None:
-    monkeypatch.setattr(database, "GRACE", -9.5)
+    monkeypatch.setattr(database, "GRACE", -8.5)
     with type(conductor).create(proxy.url) as through:
         with through.database.connection(), through.database.connection():
             pass  # two that lie there
@@ -212,7 +212,7 @@ def test_an_invocation_goes_round_connections_that_have_fallen_silent(
 def test_an_invocation_that_arrives_after_it_was_sent_again_is_not_carried_out(
     proxy: Proxy, conductor: Any, conn: Connection, eventually: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "GRACE", -9.5)
+    monkeypatch.setattr(database, "GRACE", -8.5)
     with type(conductor).create(proxy.url) as through:
         through.invoke("t", queue="q")  # from now on one message is all it takes
         proxy.stall_open()
@@ -229,7 +229,7 @@ def test_an_invocation_that_arrives_after_it_was_sent_again_is_not_carried_out(
 def test_a_client_of_a_silent_database_is_told_so(
     proxy: Proxy, conductor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "GRACE", -9.5)
+    monkeypatch.setattr(database, "GRACE", -8.5)
     monkeypatch.setattr(database, "PATIENCE", 1.0)
     with type(conductor).create(proxy.url) as through:
         id = through.invoke("t", queue="q")
