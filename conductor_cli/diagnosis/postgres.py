@@ -147,6 +147,12 @@ def _tightest(room: store.Room) -> tuple[str, int]:
 def between(patient: Patient) -> Findings:
     """Whether a pooler stands in between, and whether the configuration knows."""
     asked, check = patient.config.database.pooler, "pooler"
+    if not pooler.allows_transactions(patient.conn):
+        yield error(
+            check, "A pooler in statement mode: it allows no transactions, so that little works.",
+            "Let it pool by transaction (pool_mode = transaction), or go to Postgres directly.",
+        )  # fmt: skip
+        return
     is_direct = pooler.is_direct(patient.conn)
     shared = not is_direct and _shares_sessions(patient)
     if asked is False and shared:

@@ -264,7 +264,7 @@ def look_behind(
         with database.connect("doctor") as conn:
             seen = replace(patient, conn=conn, database=database, config=config)
             found = list(BY_NAME["pooler"].look(seen))
-            if asked is not False:
+            if asked is not False and mode != "statement":
                 one(list(BY_NAME["connections"].look(seen)), Level.OK)
             return found
 
@@ -287,6 +287,12 @@ def test_a_pooler_in_session_mode(database_url: str, patient: Patient, kind: str
     assert "may share sessions" in found.message
     assert "database.pooler = false" in found.advice
     one(look_behind(database_url, patient, kind, False, "session"), Level.OK)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pooler_in_statement_mode(database_url: str, patient: Patient, kind: str) -> None:
+    found = one(look_behind(database_url, patient, kind, None, "statement"), Level.ERROR)
+    assert "statement mode" in found.message
 
 
 def test_a_pooler_that_is_configured_and_not_there(look: Any) -> None:
@@ -563,11 +569,25 @@ def test_a_task_that_the_servers_of_its_queue_no_longer_have(
     conn: Connection, clock: Clock, look: Any
 ) -> None:
     store.register(conn)
+    conn.execute("update conductor.tasks set edition = 'earlier'")
     clock.advance(3600)
     store.join(conn, timeout=1000)
     store.add(conn)
     one(look("unserved"), Level.ERROR)
     store.register(conn)
+    one(look("unserved"), Level.OK)
+
+
+def test_a_task_of_an_edition_whose_server_runs_is_served(
+    conn: Connection, clock: Clock, look: Any
+) -> None:
+    store.register(conn)
+    conn.execute("update conductor.tasks set edition = 'later'")
+    clock.advance(3600)
+    store.join(conn, timeout=1000)
+    store.add(conn)
+    one(look("unserved"), Level.ERROR)
+    conn.execute("update conductor.orchestrators set edition = 'later'")
     one(look("unserved"), Level.OK)
 
 
