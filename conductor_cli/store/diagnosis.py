@@ -486,6 +486,7 @@ SCHEDULES: Final = Statement(
     select task, name, queue, expression, timezone,
         extract(epoch from conductor.now() - next_at)::float8 as late
     from conductor.schedules
+    where not paused
     order by task, name
     limit 10000
     """,
@@ -493,5 +494,5 @@ SCHEDULES: Final = Statement(
 
 
 def schedules(conn: Connection) -> Sequence[ScheduleFacts]:
-    """Every schedule, and how late its next tick is."""
+    """Every schedule that is not paused, and how late its next tick is."""
     return SCHEDULES.all(conn)

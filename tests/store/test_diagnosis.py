@@ -25,7 +25,7 @@ from conductor_cli.errors import SchemaTooNew
 from conductor_cli.sections import Database as DatabaseSection
 from conductor_cli.sections import Server as ServerSection
 from conductor_cli.sections import Worker, WorkerConfig
-from conductor_cli.store import definitions, fleet
+from conductor_cli.store import definitions, fleet, queues
 from conductor_cli.version import __version__
 from tests.support import store
 from tests.support.pooler import KINDS, pooled
@@ -181,10 +181,12 @@ def test_too_few_connections(conn: Connection, look: Any) -> None:
     assert "up to 20: 2 for each of 2 queues" in found.message
 
 
-def test_a_server_process_holds_no_more_connections_than_the_doctor_says() -> None:
+def test_the_connections_a_server_needs_are_counted() -> None:
     config = Config(worker=Worker(concurrency=7))
     assert server_checks.connections_needed(config, 3) == 2 * 3 + 2 + 7 + 4
     assert server_checks.connections_needed(config, 3, behind_pooler=True) == 2 * 3 + 1 + 7 + 4
+    config = Config(worker=Worker(concurrency=7, processes=4))
+    assert server_checks.connections_needed(config, 3) == 4 * (2 * 3 + 2 + 7 + 4)
 
 
 def test_a_transaction_that_stays_open(
@@ -597,6 +599,22 @@ def test_work_that_is_served_and_waits(conn: Connection, clock: Clock, look: Any
     store.add(conn)
     clock.advance(3600)
     assert "has waited 60 minutes" in one(look("waiting"), Level.WARNING).message
+
+
+def test_work_in_a_paused_queue(conn: Connection, clock: Clock, look: Any) -> None:
+    store.register(conn)
+    store.join(conn, timeout=10_000)
+    store.add(conn)
+    queues.pause(conn, "q")
+    clock.advance(3600)
+    assert "is paused, and 1 are ready" in one(look("waiting"), Level.WARNING).message
+
+
+def test_a_paused_schedule_is_not_late(conn: Connection, clock: Clock, look: Any) -> None:
+    schedule(conn, clock)
+    conn.execute("update conductor.schedules set paused = true")
+    clock.advance(3600)
+    one(look("schedules"), Level.OK)
 
 
 # ── The configuration ────────────────────────────────────────────────────────────────────
