@@ -430,6 +430,8 @@ class Listening:
     def __init__(self, database: Database, channels: Sequence[str], name: str = "listener") -> None:
         self._conn = database.connect(name)
         try:
+            if database.is_behind_pooler:  # it would hear nothing, and leave a session listening
+                raise errors.DatabaseUnavailable("Nobody can listen through a pooler.")
             for channel in channels:
                 self._conn.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
         except BaseException:

@@ -124,6 +124,18 @@ def shares_sessions(one: psycopg.Connection[Any], other: psycopg.Connection[Any]
     return any(a == b for a, b in seen) or len(set(seen)) > 1
 
 
+def allows_transactions(conn: psycopg.Connection[Any]) -> bool:
+    """Whether several statements may make a transaction: in statement mode they may not."""
+    try:
+        with conn.transaction():
+            conn.execute("select", prepare=False)
+    except psycopg.OperationalError as error:
+        if "statement pooling" in str(error):
+            return False
+        raise
+    return True
+
+
 def _session_of(conn: psycopg.Connection[Any]) -> int:
     with conn.transaction():
         row = conn.execute(_PID, prepare=False).fetchone()

@@ -130,20 +130,28 @@ def unserved(patient: Patient) -> Findings:
 
 def waiting(patient: Patient) -> Findings:
     """Work that is served and waits all the same."""
-    orphaned = {(each.queue) for each in store.unserved(patient.conn, REGISTERING)}
+    orphaned = {each.queue for each in store.unserved(patient.conn, REGISTERING)}
+    found = reports.queues(patient.conn)
     slow = [
         each
-        for each in reports.queues(patient.conn)
-        if each.queue not in orphaned and (each.oldest_ready_seconds or 0.0) > WAITING_LONG
+        for each in found
+        if not each.paused
+        and each.queue not in orphaned
+        and (each.oldest_ready_seconds or 0.0) > WAITING_LONG
     ]
+    paused = [each for each in found if each.paused and each.ready]
+    for each in paused:
+        yield warning(
+            "waiting", f"Queue {each.queue!r} is paused, and {each.ready} are ready in it.",
+            f"If that is no longer wanted: conductor queues resume {each.queue}.",
+        )  # fmt: skip
     for each in slow:
         yield warning(
             "waiting", f"Queue {each.queue!r}: {each.ready} are ready, {each.running} run, and the "
             f"oldest has waited {duration(each.oldest_ready_seconds or 0.0)}.",
-            "Add servers or raise worker.concurrency; do tasks wait for something themselves? "
-            "Is the queue paused?",
+            "Add servers or raise worker.concurrency; do tasks wait for something themselves?",
         )  # fmt: skip
-    if not slow:
+    if not (slow or paused):
         yield ok("waiting", f"Nothing that is served has waited {duration(WAITING_LONG)}.")
 
 

@@ -100,24 +100,26 @@ def clock(patient: Patient) -> Findings:
 
 
 def connections_needed(config: Config, queues: int, *, behind_pooler: bool = False) -> int:
-    """How many connections a server process may hold at once.
+    """How many connections a server may hold at once.
 
-    Two for each queue, one for the heartbeat, one for the listener (none behind a pooler), and
-    the pool: concurrency + 4.
+    In each of its processes two for each queue, one for the heartbeat, one for the listener (none
+    behind a pooler), and the pool: concurrency + 4.
     """
     pool = config.worker.concurrency + POOL_SPARE
-    return PUMPS * queues + FIXED - behind_pooler + pool
+    return config.worker.processes * (PUMPS * queues + FIXED - behind_pooler + pool)
 
 
 def connections(patient: Patient) -> Findings:
-    """Whether one more server process would find the connections it needs."""
+    """Whether one more server would find the connections it needs."""
     queues = len(patient.tasks.queues) if patient.tasks is not None else 1
     deaf = patient.database.is_behind_pooler
     need = connections_needed(patient.config, queues, behind_pooler=deaf)
     room = store.room(patient.conn)
     where, free = _tightest(room)
+    processes = patient.config.worker.processes
+    times = f"in each of {processes} processes " if processes > 1 else ""
     needs = (
-        f"a server process needs up to {need}: {PUMPS} for each of {queues} "
+        f"a server needs up to {need}: {times}{PUMPS} for each of {queues} "
         f"queue{'s' * (queues != 1)}, {FIXED - deaf} for heartbeat{'' if deaf else ' and listener'}"
         f", {patient.config.worker.concurrency} + {POOL_SPARE} for tasks"
     )
@@ -126,8 +128,8 @@ def connections(patient: Patient) -> Findings:
     elif free < need:
         yield warning(
             "connections", f"{free} are free ({where}); {needs}.",
-            "Raise the limit, lower worker.concurrency, or end sessions that are not needed. "
-            "A deploy needs room for the old and the new process.",
+            "Raise the limit, lower worker.concurrency or worker.processes, or end sessions that "
+            "are not needed. A deploy needs room for the old and the new server.",
         )  # fmt: skip
     else:
         yield ok("connections", f"{free} are free ({where}); {needs}.")
@@ -147,6 +149,12 @@ def _tightest(room: store.Room) -> tuple[str, int]:
 def between(patient: Patient) -> Findings:
     """Whether a pooler stands in between, and whether the configuration knows."""
     asked, check = patient.config.database.pooler, "pooler"
+    if not pooler.allows_transactions(patient.conn):
+        yield error(
+            check, "A pooler in statement mode: it allows no transactions, so that little works.",
+            "Let it pool by transaction (pool_mode = transaction), or go to Postgres directly.",
+        )  # fmt: skip
+        return
     is_direct = pooler.is_direct(patient.conn)
     shared = not is_direct and _shares_sessions(patient)
     if asked is False and shared:

@@ -437,8 +437,8 @@ class Unserved:
 UNSERVED: Final = Statement(
     row=Unserved,
     sql="""
-    -- Reads only. A server registers its tasks as it starts: one that started well after the last
-    -- registration of a task does not have it.
+    -- Reads only. A server whose edition has defined the task has it. One of another edition would
+    -- have registered it as it started: if it started well after that was last done, it has not.
     select l.queue, l.task, count(*)::int as count,
         extract(epoch from conductor.now() - min(l.run_at))::float8 as oldest_seconds,
         exists (select from conductor.tasks t
@@ -450,7 +450,8 @@ UNSERVED: Final = Statement(
         join conductor.orchestrators o on t.queue = any (o.queues)
         where t.queue = l.queue and t.name = l.task
           and o.beat_at + o.timeout * interval '1 second' > conductor.now()
-          and o.started_at < t.registered_at + %(slack)s * interval '1 second')
+          and (o.edition = t.edition
+               or o.started_at < t.registered_at + %(slack)s * interval '1 second'))
     group by l.queue, l.task
     order by oldest_seconds desc
     limit 100
@@ -485,6 +486,7 @@ SCHEDULES: Final = Statement(
     select task, name, queue, expression, timezone,
         extract(epoch from conductor.now() - next_at)::float8 as late
     from conductor.schedules
+    where not paused
     order by task, name
     limit 10000
     """,
@@ -492,5 +494,5 @@ SCHEDULES: Final = Statement(
 
 
 def schedules(conn: Connection) -> Sequence[ScheduleFacts]:
-    """Every schedule, and how late its next tick is."""
+    """Every schedule that is not paused, and how late its next tick is."""
     return SCHEDULES.all(conn)

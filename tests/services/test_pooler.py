@@ -278,19 +278,11 @@ def test_each_tick_runs_once_when_the_leader_leaves(
 
 
 def test_a_schedule_made_elsewhere_is_found(
-    conductor: Conductor, start: Any, eventually: Any, database: Database
+    conductor: Conductor, start: Any, eventually: Any
 ) -> None:
     server = start(double)
     eventually(lambda: server.info.is_leader)
-    with database.transaction() as conn:
-        conn.execute(
-            """
-            insert into conductor.schedules (task, name, queue, expression, timezone, missed,
-                payload, declared, next_at, changed_at)
-            values ('double', 'late', 'default', '* * * * * *', 'UTC', 'latest', '{"number": 1}',
-                true, now(), now())
-            """
-        )
+    conductor.schedule(double, "late", "* * * * * *", {"number": 1})
     eventually(lambda: conductor.list(task="double", state="completed"))
 
 

@@ -25,7 +25,7 @@ from conductor_cli.errors import SchemaTooNew
 from conductor_cli.sections import Database as DatabaseSection
 from conductor_cli.sections import Server as ServerSection
 from conductor_cli.sections import Worker, WorkerConfig
-from conductor_cli.store import definitions, fleet
+from conductor_cli.store import definitions, fleet, queues
 from conductor_cli.version import __version__
 from tests.support import store
 from tests.support.pooler import KINDS, pooled
@@ -181,10 +181,12 @@ def test_too_few_connections(conn: Connection, look: Any) -> None:
     assert "up to 20: 2 for each of 2 queues" in found.message
 
 
-def test_a_server_process_holds_no_more_connections_than_the_doctor_says() -> None:
+def test_the_connections_a_server_needs_are_counted() -> None:
     config = Config(worker=Worker(concurrency=7))
     assert server_checks.connections_needed(config, 3) == 2 * 3 + 2 + 7 + 4
     assert server_checks.connections_needed(config, 3, behind_pooler=True) == 2 * 3 + 1 + 7 + 4
+    config = Config(worker=Worker(concurrency=7, processes=4))
+    assert server_checks.connections_needed(config, 3) == 4 * (2 * 3 + 2 + 7 + 4)
 
 
 def test_a_transaction_that_stays_open(
@@ -264,7 +266,7 @@ def look_behind(
         with database.connect("doctor") as conn:
             seen = replace(patient, conn=conn, database=database, config=config)
             found = list(BY_NAME["pooler"].look(seen))
-            if asked is not False:
+            if asked is not False and mode != "statement":
                 one(list(BY_NAME["connections"].look(seen)), Level.OK)
             return found
 
@@ -287,6 +289,12 @@ def test_a_pooler_in_session_mode(database_url: str, patient: Patient, kind: str
     assert "may share sessions" in found.message
     assert "database.pooler = false" in found.advice
     one(look_behind(database_url, patient, kind, False, "session"), Level.OK)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pooler_in_statement_mode(database_url: str, patient: Patient, kind: str) -> None:
+    found = one(look_behind(database_url, patient, kind, None, "statement"), Level.ERROR)
+    assert "statement mode" in found.message
 
 
 def test_a_pooler_that_is_configured_and_not_there(look: Any) -> None:
@@ -563,11 +571,25 @@ def test_a_task_that_the_servers_of_its_queue_no_longer_have(
     conn: Connection, clock: Clock, look: Any
 ) -> None:
     store.register(conn)
+    conn.execute("update conductor.tasks set edition = 'earlier'")
     clock.advance(3600)
     store.join(conn, timeout=1000)
     store.add(conn)
     one(look("unserved"), Level.ERROR)
     store.register(conn)
+    one(look("unserved"), Level.OK)
+
+
+def test_a_task_of_an_edition_whose_server_runs_is_served(
+    conn: Connection, clock: Clock, look: Any
+) -> None:
+    store.register(conn)
+    conn.execute("update conductor.tasks set edition = 'later'")
+    clock.advance(3600)
+    store.join(conn, timeout=1000)
+    store.add(conn)
+    one(look("unserved"), Level.ERROR)
+    conn.execute("update conductor.orchestrators set edition = 'later'")
     one(look("unserved"), Level.OK)
 
 
@@ -577,6 +599,22 @@ def test_work_that_is_served_and_waits(conn: Connection, clock: Clock, look: Any
     store.add(conn)
     clock.advance(3600)
     assert "has waited 60 minutes" in one(look("waiting"), Level.WARNING).message
+
+
+def test_work_in_a_paused_queue(conn: Connection, clock: Clock, look: Any) -> None:
+    store.register(conn)
+    store.join(conn, timeout=10_000)
+    store.add(conn)
+    queues.pause(conn, "q")
+    clock.advance(3600)
+    assert "is paused, and 1 are ready" in one(look("waiting"), Level.WARNING).message
+
+
+def test_a_paused_schedule_is_not_late(conn: Connection, clock: Clock, look: Any) -> None:
+    schedule(conn, clock)
+    conn.execute("update conductor.schedules set paused = true")
+    clock.advance(3600)
+    one(look("schedules"), Level.OK)
 
 
 # ── The configuration ────────────────────────────────────────────────────────────────────
