@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from tests.faults.scenarios import (  # noqa: F401  (in the order of the table)
+    clocks,
+    crowds,
+    hostile,
     kills,
     leaders,
     network,
     outages,
+    output,
     stops,
 )
 
