@@ -18,7 +18,8 @@ from tests.faults.scenarios import (  # noqa: F401  (in the order of the table)
 
 ELSEWHERE: Final = (
     "Old and new version together, migration under load, the migrator killed at each statement: "
-    "scenarios of their own.",
+    "`tests/acceptance/test_deploys.py`.",
+    "A thousand interleavings over the SQL: `tests/store/test_interleaving.py`.",
     "Hostile text in every column of the dashboard: there is no dashboard yet.",
     "DST nights and 29 February as arithmetic: `tests/unit/test_timing.py`.",
 )

@@ -33,4 +33,3 @@ class Blocking(logging.Handler):
 
 if os.environ.get("FAULTS_BLOCKS"):
     logging.root.addHandler(Blocking())
-    logging.getLogger("conductor").addHandler(Blocking())
