@@ -58,6 +58,10 @@ __all__ = [
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
+# Their records go to the bridge alone: a handler that others have put on the root, and that
+# blocks, must not hold up the server.
+_OWN: Final = ("conductor.server", "conductor.embedded", "psycopg", "uvicorn")
+
 _bridge: Final = Bridge()
 
 
@@ -84,12 +88,16 @@ def configure(
     render = lines.as_console if readable else lines.as_json
     turn = None if turns is None else Turn(turns)
     events.switch(lines.Lines(threshold, render, common), stream, turn)
+    for name in _OWN:
+        _take_over(logging.getLogger(name))
     logging.root.addHandler(_bridge)
     logging.root.setLevel(threshold)
 
 
 def reset() -> None:
     """Undo `configure`: events go to the stdlib logger "conductor" again. For tests."""
+    for name in _OWN:
+        _give_back(logging.getLogger(name))
     logging.root.removeHandler(_bridge)
     _bridge.forget()
     logging.root.setLevel(logging.WARNING)
@@ -112,6 +120,16 @@ def metrics() -> bytes:
     from conductor_cli.telemetry import scrape
 
     return scrape.text()
+
+
+def _take_over(log: logging.Logger) -> None:
+    log.addHandler(_bridge)
+    log.propagate = False
+
+
+def _give_back(log: logging.Logger) -> None:
+    log.removeHandler(_bridge)
+    log.propagate = True
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

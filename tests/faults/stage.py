@@ -60,7 +60,7 @@ class Stage:
         self._stack = contextlib.ExitStack()
         self._cluster: Cluster | None = None
         self._client: Client | None = None
-        self._quiet: list[str] = []
+        self._worst: dict[str, float] = {}
 
     # What there is
 
@@ -159,12 +159,16 @@ class Stage:
     def figure(
         self, name: str, value: float | str, at_most: float | None = None, unit: str = " s"
     ) -> None:
-        """A figure of the line; above its bound it breaks the promise."""
-        shown = value if isinstance(value, str) else f"{value:.2f}{unit}"
-        bound = "" if at_most is None else f" (at most {at_most:g}{unit})"
-        self.line.figures[name] = f"{shown}{bound}"
-        if at_most is not None and not isinstance(value, str) and value > at_most:
-            self.line.broken.append(f"{name} {value:.2f}{unit}, at most {at_most:g}{unit}")
+        """A figure of the line, of several of one name the greatest; above its bound it breaks the
+        promise."""
+        if isinstance(value, str):
+            self.line.figures[name] = value
+            return
+        worst = self._worst[name] = max(value, self._worst.get(name, value))
+        bound = "" if at_most is None else f" (at most {at_most:.3g}{unit})"
+        self.line.figures[name] = f"{worst:.2f}{unit}{bound}"
+        if at_most is not None and value > at_most:
+            self.line.broken.append(f"{name} {value:.2f}{unit}, at most {at_most:.3g}{unit}")
 
     def require(self, holds: bool, what: str) -> None:
         """An invariant of this scenario."""

@@ -395,6 +395,28 @@ def test_a_logging_handler_that_blocks_delays_nobody() -> None:
         release.set()
 
 
+@pytest.mark.parametrize("name", ["conductor.server", "psycopg.pool", "uvicorn.error"])
+def test_a_handler_on_the_root_that_blocks_does_not_hold_up_the_server(
+    out: StringIO, name: str
+) -> None:
+    telemetry.configure("info", "json", out)
+    heard: list[str] = []
+
+    class Blocking(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.name)
+
+    handler = Blocking()
+    logging.root.addHandler(handler)
+    try:
+        logging.getLogger(name).warning("on its way")
+        logging.getLogger("shop").warning("somebody else's")
+    finally:
+        logging.root.removeHandler(handler)
+    assert heard == ["shop"]
+    assert [line["logger"] for line in lines(out)] == [name, "shop"]
+
+
 # ── Outputs that misbehave ───────────────────────────────────────────────────────────────
 
 

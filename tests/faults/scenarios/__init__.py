@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import Final
 
 from tests.faults.scenarios import (  # noqa: F401  (in the order of the table)
+    clocks,
+    crowds,
     deploys,
+    hostile,
     kills,
     leaders,
     network,
     outages,
+    output,
     stops,
 )
 
 ELSEWHERE: Final = (
+    "A thousand interleavings over the SQL: `tests/store/test_interleaving.py`.",
     "Hostile text in every column of the dashboard: there is no dashboard yet.",
     "DST nights and 29 February as arithmetic: `tests/unit/test_timing.py`.",
 )

@@ -10,6 +10,7 @@ from tests.faults.catalogue import scenario
 from tests.faults.cluster import eventually
 from tests.faults.stage import HAS_STEPS, Stage
 
+ORPHANS = 0.5  # seconds for which a statement of a dead process may still wait for a lock
 NOTICE = 1.0  # seconds more than the heartbeat alone takes, in the short form's small figures
 
 
@@ -38,6 +39,7 @@ def kill_fifty(stage: Stage) -> None:
         time.sleep(0.1)  # they are in an exchange, or wait for the next
         moment = victim.kill()
         stage.inject()
+        time.sleep(ORPHANS)
     stage.server(concurrency=50)
     seconds = stage.wait_until_all_run_again([*held, *unflushed, *ahead], moment, 30)
     stage.figure("running again after", seconds, again_within(stage))
@@ -103,6 +105,7 @@ def _return_and_freeze(stage: Stage, ids: list[UUID], victim: object) -> None:
         eventually(lambda: all(r.returned for r in stage.evidence().runs_of(ids)))
         time.sleep(0.05)
         victim.freeze()  # type: ignore[attr-defined]
+        time.sleep(ORPHANS)
 
 
 @scenario("stall")
