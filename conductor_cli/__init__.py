@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from conductor_cli.coordinator import JobCoordinator
     from conductor_cli.errors import (
         Cancel,
+        ChildCancelled,
+        ChildFailed,
+        ChildTimedOut,
         ConductorError,
         ConfigError,
         CredentialsRefused,
         DatabaseUnavailable,
         Duplicate,
+        EventTimedOut,
         ExecutionCancelled,
         ExecutionFailed,
         ExecutionNotFound,
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
         SchemaMissing,
         SchemaTooNew,
         ShutdownTimeout,
+        StepError,
         TaskDefinitionError,
         UnknownTask,
     )
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
     from conductor_cli.orchestrator import Orchestrator, OrchestratorInfo
     from conductor_cli.registry import Invocation, Task, cron, task
     from conductor_cli.scheduler import JobScheduler
+    from conductor_cli.step import Step
     from conductor_cli.timing import Backoff
     from conductor_cli.worker import JobWorker
 
@@ -49,11 +55,15 @@ _HOMES = {
     "coordinator": ("JobCoordinator",),
     "errors": (
         "Cancel",
+        "ChildCancelled",
+        "ChildFailed",
+        "ChildTimedOut",
         "ConductorError",
         "ConfigError",
         "CredentialsRefused",
         "DatabaseUnavailable",
         "Duplicate",
+        "EventTimedOut",
         "ExecutionCancelled",
         "ExecutionFailed",
         "ExecutionNotFound",
@@ -63,6 +73,7 @@ _HOMES = {
         "SchemaMissing",
         "SchemaTooNew",
         "ShutdownTimeout",
+        "StepError",
         "TaskDefinitionError",
         "UnknownTask",
     ),
@@ -70,6 +81,7 @@ _HOMES = {
     "orchestrator": ("Orchestrator", "OrchestratorInfo"),
     "registry": ("Invocation", "Task", "cron", "task"),
     "scheduler": ("JobScheduler",),
+    "step": ("Step",),
     "timing": ("Backoff",),
     "worker": ("JobWorker",),
 }
@@ -79,6 +91,9 @@ __all__ = [
     "AsyncContext",
     "Backoff",
     "Cancel",
+    "ChildCancelled",
+    "ChildFailed",
+    "ChildTimedOut",
     "Conductor",
     "ConductorError",
     "Config",
@@ -88,6 +103,7 @@ __all__ = [
     "DatabaseUnavailable",
     "DrainReport",
     "Duplicate",
+    "EventTimedOut",
     "Execution",
     "ExecutionCancelled",
     "ExecutionError",
@@ -106,6 +122,8 @@ __all__ = [
     "SchemaTooNew",
     "ShutdownTimeout",
     "State",
+    "Step",
+    "StepError",
     "Task",
     "TaskDefinitionError",
     "UnknownTask",

@@ -18,7 +18,7 @@ from conductor_cli.registry import Invocation, InvokeOptions, Task
 from conductor_cli.store import definitions, executions, reports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from psycopg_pool import ConnectionPool
@@ -225,6 +225,32 @@ class Conductor:
         """A worker of one queue for ``Orchestrator.create(workers=[...])``; ``settings`` are
         those of WorkerConfig."""
         return catalog.WorkerSpec.create(queue, tasks, settings)
+
+    def child(self, task: Target, payload: object, options: Mapping[str, Any]) -> Row:
+        """The row of an execution that another is to create; refuses options that a child cannot
+        have."""
+        return self._child(Invoked.of(task, payload, options))
+
+    def children(
+        self, task: Target, payloads: Iterable[object], options: Mapping[str, Any]
+    ) -> Sequence[Row]:
+        """The rows of executions that another is to create; each payload may be an Invocation."""
+        common = Invoked.of(task, None, options)
+        return [
+            self._child(Invoked.of(each, None, options))
+            if isinstance(each, Invocation)
+            else self._child(common, each)
+            for each in payloads
+        ]
+
+    def _child(self, target: Invoked, *payload: object) -> Row:
+        given = target.options
+        for option in ("id", "timeout"):
+            if getattr(given, option) is not None:
+                raise TypeError(f"a child has no option {option!r}")
+        if given.on_duplicate != "return":
+            raise TypeError("a child joins the execution that has its dedupe_key already")
+        return self._row(target, *payload)
 
     def _row(self, target: Invoked, *payload: object) -> Row:
         """``payload``, where the target has none of its own."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from conductor_cli import catalog, telemetry
-from conductor_cli.context import Abort
+from conductor_cli.attempt import Abort
 from conductor_cli.database import Database
 from conductor_cli.holding import SuspectLane
 from conductor_cli.leadership import Leadership

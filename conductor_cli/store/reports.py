@@ -162,7 +162,8 @@ def by_prefix(conn: Connection, low: UUID, high: UUID, limit: int) -> list[Execu
 class Backlog:
     """What is left in some queues, counted in one snapshot.
 
-    ``ready`` and ``due``: could be claimed by whoever serves ``tasks``; ``running``: anywhere;
+    ``ready``: could be claimed by whoever serves ``tasks``; ``running``: anywhere; ``expiring``:
+    those of ``waiting`` that go on at a moment, whatever comes;
     ``next_in``: seconds until the next scheduled or retrying one is due.
     """
 
@@ -171,6 +172,7 @@ class Backlog:
     retrying: int
     scheduled: int
     waiting: int
+    expiring: int
     blocked: int
     unserved: int
     next_in: float | None
@@ -182,20 +184,23 @@ BACKLOG: Final = Statement(
     -- One snapshot, so that what moves between states is counted exactly once.
     select
         (count(*) filter (where served and (state = 'r'
-            or state = 's' and run_at <= conductor.now())))::int as ready,
+            or state in ('s', 'w') and run_at <= conductor.now())))::int as ready,
         (count(*) filter (where state = 'x'))::int as running,
-        (count(*) filter (where served and state = 's' and failures > 0
+        (count(*) filter (where served and state = 's' and retrying
             and run_at > conductor.now()))::int as retrying,
-        (count(*) filter (where served and state = 's' and failures = 0
+        (count(*) filter (where served and state = 's' and not retrying
             and run_at > conductor.now()))::int as scheduled,
         (count(*) filter (where state = 'w'))::int as waiting,
+        (count(*) filter (where served and state = 'w' and run_at > conductor.now()))::int
+            as expiring,
         (count(*) filter (where served and state = 'b'))::int as blocked,
         (count(*) filter (where not served and state in ('r', 's', 'b')))::int as unserved,
         extract(epoch from min(run_at) filter (
             where served and state in ('s', 'w') and run_at > conductor.now())
             - conductor.now())::float8 as next_in
     from (
-        select state, failures, run_at, task = any (%(tasks)s) as served
+        select state, run_at, task = any (%(tasks)s) as served,
+            flags & 64 <> 0 or failures > 0 and flags & 32 = 0 as retrying
         from conductor.live where queue = any (%(queues)s)
     ) l
     """,

@@ -50,6 +50,9 @@ CATALOGUE: Final[Mapping[str, Event]] = {
     "executions.rescued": _counted(WARNING, "Executions taken back from dead servers."),
     "executions.stale": _counted(WARNING, "Late writes refused: the claim was no longer held."),
     "executions.reconciled": _counted(WARNING, "Claims taken back: their reply was lost.", "queue"),
+    "executions.suspended": _counted(
+        DEBUG, "Attempts that left to sleep or wait.", "queue", "task"
+    ),
     "executions.released": _counted(INFO, "Executions handed back."),
     "worker.stuck": _counted(ERROR, "Tasks that did not return after their timeout.", "queue"),
     "leadership.gained": _counted(INFO, "Times this server became the leader."),
