@@ -40,9 +40,10 @@ if TYPE_CHECKING:
         TaskDefinitionError,
         UnknownTask,
     )
+    from conductor_cli.filters import between, exists, one_of, prefix
     from conductor_cli.models import DrainReport, Execution, ExecutionError, State
     from conductor_cli.orchestrator import Orchestrator, OrchestratorInfo
-    from conductor_cli.registry import Invocation, Task, cron, task
+    from conductor_cli.registry import Invocation, Task, cron, on_event, task
     from conductor_cli.scheduler import JobScheduler
     from conductor_cli.step import Step
     from conductor_cli.timing import Backoff
@@ -77,9 +78,10 @@ _HOMES = {
         "TaskDefinitionError",
         "UnknownTask",
     ),
+    "filters": ("between", "exists", "one_of", "prefix"),
     "models": ("DrainReport", "Execution", "ExecutionError", "State"),
     "orchestrator": ("Orchestrator", "OrchestratorInfo"),
-    "registry": ("Invocation", "Task", "cron", "task"),
+    "registry": ("Invocation", "Task", "cron", "on_event", "task"),
     "scheduler": ("JobScheduler",),
     "step": ("Step",),
     "timing": ("Backoff",),
@@ -129,7 +131,12 @@ __all__ = [
     "UnknownTask",
     "WorkerConfig",
     "__version__",
+    "between",
     "cron",
+    "exists",
+    "on_event",
+    "one_of",
+    "prefix",
     "task",
 ]
 

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
-from conductor_cli import payloads
+from conductor_cli import filters, payloads
+from conductor_cli.attempt import Abort
 from conductor_cli.errors import StepError
 from conductor_cli.step import Step
 
@@ -143,6 +144,65 @@ class Calls:
         self._enter(f"Wait {name!r}", suspends=True)
         limit = None if timeout is None else ledger.seconds(timeout, "timeout")
         return lambda: ledger.result(self.ledger.wait(name, id, seconds=limit), payloads.decode)
+
+    def subscribe(
+        self, name: str, event: str, where: Mapping[str, Any] | None, *, waits: bool
+    ) -> Callable[[], None]:
+        branch = self._enter(f"Event {name!r}", suspends=waits)
+        exact, tests = filters.compiled(where)
+
+        def work() -> None:
+            self.ledger.subscribe(name, event, exact, tests, branch=branch)
+
+        return work
+
+    def heard(self, name: str, timeout: float | timedelta | None) -> Callable[[], Any]:
+        from conductor_cli import ledger
+
+        self._enter(f"Event {name!r}", suspends=True)
+        limit = None if timeout is None else ledger.seconds(timeout, "timeout")
+        return lambda: self.ledger.heard(name, limit)
+
+    def wait_for_event(
+        self,
+        name: str,
+        event: str,
+        where: Mapping[str, Any] | None,
+        timeout: float | timedelta | None,
+    ) -> Callable[[], Any]:
+        register = self.subscribe(name, event, where, waits=True)
+        wait = self.heard(name, timeout)
+
+        def work() -> Any:
+            register()
+            return wait()
+
+        return work
+
+    def emit(self, event: str, payload: object) -> Callable[[], UUID]:
+        self.check()
+        return lambda: self._conductor.emit(event, payload)
+
+    def cancel(self, id: UUID, reason: str | None) -> Callable[[], bool]:
+        self.check()
+        return lambda: self._conductor.cancel(id, reason)
+
+    def progress(
+        self, done: float, total: float | None, message: str | None, data: object
+    ) -> Callable[[], None]:
+        """At most once a second; of what comes in between the last is written at the end."""
+        self.check()
+        given = {"done": done, "total": total, "message": message, "data": data}
+        told = {key: value for key, value in given.items() if value is not None}
+        text = payloads.encode(told, "The progress", self._conductor.max_payload)
+        return lambda: self.ledger.progress(text)
+
+    def check(self) -> None:
+        """Leave the task if it should stop."""
+        if self._attempt.ledger is not None:
+            self._attempt.ledger.check()
+        elif (why := self._attempt.abort_reason) is not None and why is not Abort.SHUTDOWN:
+            self._attempt.signal.raise_if_aborted()
 
     def _enter(self, what: str, *, suspends: bool) -> bool:
         """Refuse what cannot be remembered from here; returns whether it is beside the flow."""

@@ -15,7 +15,7 @@ from conductor_cli.config import Config, load
 from conductor_cli.invoking import Ids, Invoked, Row, Target, array, ids, row
 from conductor_cli.models import Execution, State
 from conductor_cli.registry import Invocation, InvokeOptions, Task
-from conductor_cli.store import definitions, executions, reports
+from conductor_cli.store import definitions, events, executions, reports
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -201,6 +201,23 @@ class Conductor:
         if ended.state is State.CANCELLED:
             raise errors.ExecutionCancelled(id, ended.error.message if ended.error else None)
         raise errors.ExecutionFailed(id, cast("Any", ended.error))
+
+    def emit(
+        self, event: str, payload: object = None, *, connection: Connection | None = None
+    ) -> UUID:
+        """Emit an event; returns its id. Those who wait for it, and the tasks that it triggers,
+        hear of it after the commit.
+
+        With ``connection`` it is part of the caller's transaction. Raises PayloadError,
+        DatabaseUnavailable.
+        """
+        registry.check_name("event", event)
+        value = {} if payload is None else payload
+        text = payloads.encode(value, f"The payload of event {event!r}", self.max_payload)
+        if connection is not None:
+            return events.emit(database.callers(connection), event, text)
+        with context.shielded(), self.database.transaction() as conn:
+            return events.emit(conn, event, text)
 
     def cancel(self, id: UUID, reason: str | None = None) -> bool:
         """Cancel an execution; whether this call changed anything.

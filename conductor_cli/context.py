@@ -239,8 +239,73 @@ class Context(_Base[S]):
         """
         return self._calls.wait(name, id, timeout)()
 
+    def wait_for_event(
+        self,
+        name: str,
+        event: str,
+        where: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> Any:
+        """Leave the thread until an event comes that was emitted after this was first reached;
+        its payload. Of several the oldest.
+
+        ``where``: what its payload has to be like: ``{"id": 7, "kind": one_of("a", "b")}``.
+        Raises EventTimedOut after ``timeout`` seconds.
+        """
+        return self._calls.wait_for_event(name, event, where, timeout)()
+
+    def subscribe(
+        self, name: str, event: str, where: Mapping[str, Any] | None = None
+    ) -> Subscription:
+        """Register for an event before doing what brings it about; then ``.wait(timeout=)``."""
+        self._calls.subscribe(name, event, where, waits=False)()
+        return Subscription(self, name)
+
+    def emit(self, event: str, payload: object = None) -> UUID:
+        """Emit an event; its id. A retry emits it again, unless it is done in a step."""
+        return self._calls.emit(event, payload)()
+
+    def cancel(self, id: UUID, reason: str | None = None) -> bool:
+        """Cancel another execution; whether that changed anything."""
+        return self._calls.cancel(id, reason)()
+
+    def progress(
+        self,
+        done: float,
+        total: float | None = None,
+        message: str | None = None,
+        data: object = None,
+    ) -> None:
+        """Tell how far the task has come: ``Execution.progress``. Written at most once a second,
+        so that it may be called as often as one likes."""
+        self._calls.progress(done, total, message, data)()
+
     def _is_branch(self) -> bool:
         return threading.get_ident() != self._attempt.main
+
+
+class Subscription:
+    """A registration for an event."""
+
+    def __init__(self, context: Context[Any], name: str) -> None:
+        self._context = context
+        self._name = name
+
+    def wait(self, timeout: float | timedelta | None = None) -> Any:
+        """Leave the thread until the event comes; its payload. Raises EventTimedOut."""
+        return self._context._calls.heard(self._name, timeout)()
+
+
+class AsyncSubscription:
+    """The awaitable twin of :class:`Subscription`."""
+
+    def __init__(self, context: AsyncContext[Any], name: str) -> None:
+        self._context = context
+        self._name = name
+
+    async def wait(self, timeout: float | timedelta | None = None) -> Any:
+        """As ``Subscription.wait``."""
+        return await self._context._do(self._context._calls.heard(self._name, timeout))
 
 
 class AsyncContext(_Base[S]):
@@ -363,6 +428,47 @@ class AsyncContext(_Base[S]):
         Raises ChildFailed, ChildCancelled, ChildTimedOut, ExecutionNotFound.
         """
         return await self._do(self._calls.wait(name, id, timeout))
+
+    async def wait_for_event(
+        self,
+        name: str,
+        event: str,
+        where: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> Any:
+        """Leave the thread until an event comes that was emitted after this was first reached;
+        its payload. Of several the oldest.
+
+        ``where``: what its payload has to be like: ``{"id": 7, "kind": one_of("a", "b")}``.
+        Raises EventTimedOut after ``timeout`` seconds.
+        """
+        return await self._do(self._calls.wait_for_event(name, event, where, timeout))
+
+    async def subscribe(
+        self, name: str, event: str, where: Mapping[str, Any] | None = None
+    ) -> AsyncSubscription:
+        """Register for an event before doing what brings it about; then ``.wait(timeout=)``."""
+        await self._do(self._calls.subscribe(name, event, where, waits=False))
+        return AsyncSubscription(self, name)
+
+    async def emit(self, event: str, payload: object = None) -> UUID:
+        """Emit an event; its id. A retry emits it again, unless it is done in a step."""
+        return await self._do(self._calls.emit(event, payload))
+
+    async def cancel(self, id: UUID, reason: str | None = None) -> bool:
+        """Cancel another execution; whether that changed anything."""
+        return await self._do(self._calls.cancel(id, reason))
+
+    async def progress(
+        self,
+        done: float,
+        total: float | None = None,
+        message: str | None = None,
+        data: object = None,
+    ) -> None:
+        """Tell how far the task has come: ``Execution.progress``. Written at most once a second,
+        so that it may be called as often as one likes."""
+        await self._do(self._calls.progress(done, total, message, data))
 
     def _is_branch(self) -> bool:
         return asyncio.current_task() is not self._attempt.main

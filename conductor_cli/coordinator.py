@@ -19,12 +19,12 @@ from conductor_cli.attempt import Abort
 from conductor_cli.database import Database
 from conductor_cli.holding import SuspectLane
 from conductor_cli.leadership import Leadership
-from conductor_cli.maintenance import Pruner, Rescuer
+from conductor_cli.maintenance import Dispatcher, Pruner, Rescuer
 from conductor_cli.runner import EventLoop, Runner
 from conductor_cli.scheduler import LOOK_AGAIN, JobScheduler
 from conductor_cli.service import Deadline
 from conductor_cli.signals import Beaten, Heartbeat, Identity, Listener
-from conductor_cli.store import definitions
+from conductor_cli.store import definitions, events
 from conductor_cli.timing import Schedule
 from conductor_cli.worker import JobWorker
 
@@ -161,6 +161,9 @@ class JobCoordinator:
         trusts = _never if listener is None else (lambda: listener.is_proven)
         lane = SuspectLane()
         workers = [self._worker(spec, loop, trusts, lane) for spec in self._specs]
+        dispatcher = None
+        if self._specs:
+            dispatcher = Dispatcher(self._database, trusts_listener=trusts, on_death=self._on_death)
         heartbeat = Heartbeat(
             self._database, self._identity,
             interval=self._settings.heartbeat_interval,
@@ -170,7 +173,7 @@ class JobCoordinator:
             on_dead=partial(_abort_all, workers),
             on_death=self._on_death,
         )  # fmt: skip
-        return _Parts(heartbeat, workers, listener, rescuer, leadership, loop)
+        return _Parts(heartbeat, workers, listener, rescuer, dispatcher, leadership, loop)
 
     def _worker(
         self,
@@ -250,14 +253,14 @@ class JobCoordinator:
         parts.heartbeat.start()
         for worker in parts.workers:
             worker.start()
-        for service in (parts.listener, parts.rescuer, parts.leadership):
+        for service in (parts.listener, parts.rescuer, parts.dispatcher, parts.leadership):
             if service is not None:
                 service.start()
         parts.heartbeat.wake()  # the listener is there to hear the ping
 
     def _stop(self, parts: _Parts, deadline: Deadline) -> bool:
         parts.heartbeat.is_stopping = True
-        for early in (parts.leadership, parts.rescuer):
+        for early in (parts.leadership, parts.rescuer, parts.dispatcher):
             if early is not None:
                 early.stop()
         for worker in parts.workers:
@@ -268,7 +271,9 @@ class JobCoordinator:
         for worker in parts.workers:
             clean = worker.flush(deadline.before(LAST_WORDS / 4)) and clean
             worker.join(deadline)
-        for service in (parts.leadership, parts.rescuer, parts.listener, parts.heartbeat):
+        for service in (
+            parts.leadership, parts.rescuer, parts.dispatcher, parts.listener, parts.heartbeat,
+        ):  # fmt: skip
             if service is not None:
                 service.stop()
                 service.join(deadline)
@@ -323,6 +328,8 @@ class JobCoordinator:
                     cancelled = {UUID(rest)}
                     for worker in parts.workers:
                         worker.abort(cancelled, Abort.CANCELLED)
+                case "event" if parts.dispatcher is not None:
+                    parts.dispatcher.wake()
                 case "leaderless":
                     parts.heartbeat.wake()
                 case "schedules" if parts.leadership is not None:
@@ -332,6 +339,8 @@ class JobCoordinator:
         for worker in self.workers:
             worker.holding.ready()
             worker.holding.due()
+        if (parts := self._parts) is not None and parts.dispatcher is not None:
+            parts.dispatcher.wake()
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +349,7 @@ class _Parts:
     workers: Sequence[JobWorker]
     listener: Listener | None
     rescuer: Rescuer | None
+    dispatcher: Dispatcher | None
     leadership: Leadership | None
     loop: EventLoop
 
@@ -365,12 +375,19 @@ def register(
         for schedule in catalog.schedule_specs(worker.tasks, timezone)
         if schedule.queue == worker.queue
     ]
+    triggers = [
+        trigger
+        for worker in specs
+        for trigger in catalog.trigger_specs(worker.tasks)
+        if trigger.queue == worker.queue
+    ]
     names = sorted({task.name for task in tasks})
     if names:
         with database.transaction() as conn:
             definitions.register_tasks(conn, tasks)
             now = definitions.clock(conn)
             definitions.save_schedules(conn, [(s, first_tick(s, now)) for s in schedules], names)
+            events.save_triggers(conn, triggers, names)
         telemetry.emit("tasks.registered", count=len(names), schedules=len(schedules))
     return len(names), len(schedules)
 

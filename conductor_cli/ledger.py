@@ -8,6 +8,7 @@ been asked for, the code is not what it was, and nothing is run on that ground.
 from __future__ import annotations
 
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -21,6 +22,7 @@ from conductor_cli.errors import (
     ChildCancelled,
     ChildFailed,
     ChildTimedOut,
+    EventTimedOut,
     ExecutionNotFound,
     PayloadError,
     Released,
@@ -31,6 +33,7 @@ from conductor_cli.errors import (
 from conductor_cli.failure import describe, revive
 from conductor_cli.models import ExecutionError, Flag, Park, Suspended
 from conductor_cli.service import backoff
+from conductor_cli.store import events
 from conductor_cli.store import ledger as rows
 from conductor_cli.store.ledger import Child, Children, Entry, New
 
@@ -48,6 +51,7 @@ T = TypeVar("T")
 
 NAME_LIMIT: Final = 500
 LONGEST: Final = 3_155_760_000.0  # seconds: a century
+PROGRESS_EVERY: Final = 1.0  # seconds
 KINDS: Final = {
     "s": "a step", "z": "a sleep", "c": "a child", "d": "a started child", "g": "children",
     "w": "a wait for an execution", "e": "an event",
@@ -60,6 +64,9 @@ class Ledger:
     def __init__(self, attempt: Attempt, conductor: Conductor) -> None:
         self.conductor = conductor
         self.suspending: Suspending | None = None
+        self.is_logged = False
+        self._untold: str | None = None  # progress
+        self._tell_at = 0.0
         self._attempt = attempt
         self._id, self._token = attempt.claimed.id, attempt.claimed.token
         self._is_marked = bool(attempt.claimed.flags & Flag.HAS_LEDGER)
@@ -72,8 +79,8 @@ class Ledger:
 
     @property
     def is_marked(self) -> bool:
-        """Whether there may be rows of it."""
-        return self._is_marked
+        """Whether there are rows elsewhere that hang on the execution's."""
+        return self._is_marked or self.is_logged
 
     def check(self) -> None:
         """Leave the task if it should stop; on shutdown only once that is insisted on."""
@@ -105,6 +112,7 @@ class Ledger:
 
     def at_end(self) -> StepError | None:
         """What is wrong with an attempt that returned, if anything."""
+        self.flush()
         if self.suspending is not None:
             return StepError(
                 f"The task went on after it had been suspended at "
@@ -234,6 +242,48 @@ class Ledger:
             )
         return self.ended(entry)
 
+    # Events.
+
+    def subscribe(self, name: str, event: str, exact: str, tests: str, *, branch: bool) -> Entry:
+        """Register for the next event that fits."""
+        entry = self.ask(name, "e", event, branch=branch)
+        if entry is not None:
+            return entry
+        with self._lock:
+            self._record_survived()
+            held = self.work(
+                lambda conn: events.subscribe(
+                    conn, self._id, self._token, name=name, event=event, exact=exact,
+                    tests=tests, branch=branch, mark=not self._is_marked,
+                )
+            )  # fmt: skip
+            if not held:
+                self.lose()
+            self._is_marked = True
+            entries = self._loaded()
+            entries[name] = Entry(
+                name, "e", "p", None, False, None, event, None, None, 0, branch, None, None
+            )
+            return entries[name]
+
+    def heard(self, name: str, seconds: float | None) -> Any:
+        """The payload of the event that was registered for. Raises EventTimedOut."""
+        self.check()
+        entry = self._loaded()[name]
+        if entry.state == "p" and entry.until is None and seconds is not None:
+            timed = self.work(
+                partial(events.wait, id=self._id, token=self._token, name=name, seconds=seconds)
+            )
+            if not timed.held:
+                self.lose()
+            entry = msgspec.structs.replace(entry, until=timed.until)
+        entry = self.ended(entry)
+        if entry.state == "t":
+            raise EventTimedOut(entry.about or "")
+        return payloads.decode(entry.value or "null")
+
+    # Plumbing.
+
     def ended(self, entry: Entry) -> Entry:
         """The entry once it is told; until then the thread is left."""
         while entry.state == "p":
@@ -243,7 +293,22 @@ class Ledger:
             entry = self._reloaded()[entry.name]
         return entry
 
-    # Plumbing.
+    def progress(self, text: str) -> None:
+        """How far the task has come, as JSON text; written at most once a second, and what
+        was told last with ``flush``."""
+        self._untold = text
+        if time.monotonic() >= self._tell_at:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the progress that was told last."""
+        text, self._untold = self._untold, None
+        if text is None:
+            return
+        self._tell_at = time.monotonic() + PROGRESS_EVERY
+        if not self.work(lambda conn: rows.progress(conn, self._id, self._token, text)):
+            self.lose()
+        self.is_logged = True
 
     def work(self, work: Callable[[Connection], T]) -> T:
         """Talk to the database, for as long as that takes and the task need not stop."""

@@ -216,6 +216,19 @@ class ScheduleSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class TriggerSpec:
+    """An event trigger as it is stored; JSON is text, no payload: the event's own."""
+
+    task: str
+    queue: str
+    place: int
+    event: str
+    payload: str | None
+    exact: str
+    tests: str
+
+
+@dataclass(frozen=True, slots=True)
 class DrainReport:
     """What a drain did and what it left. ``elapsed`` in seconds.
 

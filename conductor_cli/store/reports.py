@@ -163,7 +163,7 @@ class Backlog:
     """What is left in some queues, counted in one snapshot.
 
     ``ready``: could be claimed by whoever serves ``tasks``; ``running``: anywhere; ``expiring``:
-    those of ``waiting`` that go on at a moment, whatever comes;
+    those of ``waiting`` that go on at a moment, whatever comes; ``events``: to be dispatched;
     ``next_in``: seconds until the next scheduled or retrying one is due.
     """
 
@@ -175,6 +175,7 @@ class Backlog:
     expiring: int
     blocked: int
     unserved: int
+    events: int
     next_in: float | None
 
 
@@ -195,6 +196,7 @@ BACKLOG: Final = Statement(
             as expiring,
         (count(*) filter (where served and state = 'b'))::int as blocked,
         (count(*) filter (where not served and state in ('r', 's', 'b')))::int as unserved,
+        (select count(*) from conductor.events)::int as events,
         extract(epoch from min(run_at) filter (
             where served and state in ('s', 'w') and run_at > conductor.now())
             - conductor.now())::float8 as next_in

@@ -60,6 +60,7 @@ CATALOGUE: Final[Mapping[str, Event]] = {
     "schedule.ticked": _counted(DEBUG, "Ticks that became executions."),
     "schedule.missed": _counted(WARNING, "Ticks whose moment passed with no server to run them."),
     "schedule.refused": _told(WARNING, "A schedule's expression is not understood here."),
+    "events.dispatched": _counted(DEBUG, "Events told to those who wait and to tasks."),
     "history.pruned": _counted(DEBUG, "Executions deleted by retention."),
     "database.lost": _counted(
         WARNING, "Database calls that found no database.", "component", line_every=1.0

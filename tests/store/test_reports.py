@@ -264,7 +264,16 @@ def test_a_backlog_counts_each_execution_once(conn: Connection, clock: Clock) ->
     add(conn, "unserved", delay=5)
     add(conn, queue="elsewhere")
     assert reports.backlog(conn, ["q", "p"], ["t"]) == Backlog(
-        ready=1, running=1, retrying=1, scheduled=1, waiting=2, blocked=1, unserved=2, next_in=10.0
+        ready=1,
+        running=1,
+        retrying=1,
+        scheduled=1,
+        waiting=2,
+        expiring=1,
+        blocked=1,
+        unserved=2,
+        events=0,
+        next_in=10.0,
     )
     clock.advance(10)
     later = reports.backlog(conn, ["q"], ["t"])
@@ -274,7 +283,7 @@ def test_a_backlog_counts_each_execution_once(conn: Connection, clock: Clock) ->
 
 
 def test_an_empty_backlog(conn: Connection) -> None:
-    assert reports.backlog(conn, ["q"], ["t"]) == Backlog(0, 0, 0, 0, 0, 0, 0, None)
+    assert reports.backlog(conn, ["q"], ["t"]) == Backlog(0, 0, 0, 0, 0, 0, 0, 0, 0, None)
 
 
 def test_what_only_a_dead_server_would_serve_is_served_by_nobody(

@@ -276,7 +276,7 @@ def test_a_trigger_whose_payload_does_not_fit_is_a_definition_error(
 
 
 def test_a_trigger_without_a_payload_sends_an_empty_object() -> None:
-    assert registry.cron_payload(cron("@daily")) == "{}"
+    assert registry.trigger_payload("t", cron("@daily").payload) == "{}"
     assert registry.cron_payload(cron("@daily", payload=[0])) == "[0]"
     assert registry.cron_payload(cron("@daily", payload={})) == "{}"
 
