@@ -49,6 +49,10 @@ class Calls:
         branch = self._enter(f"Step {step.name!r}", suspends=False)
         return lambda: self.ledger.step(step, fn, branch=branch)
 
+    def transaction(self) -> Callable[[], Any]:
+        self._enter("transaction()", suspends=False)
+        return self.ledger.lend
+
     def sleep(self, name: str, seconds: float | timedelta) -> Callable[[], None]:
         from conductor_cli import ledger
 
@@ -212,6 +216,11 @@ class Calls:
                 "before or after the step, in the task itself."
             )
         branch = self._is_branch()
+        if suspends and self._attempt.ledger is not None and self._attempt.ledger.loan is not None:
+            raise StepError(
+                f"{what} comes after transaction(), whose writes would be lost when the thread is "
+                "left. Wait first; or write in a step of its own, with transact()."
+            )
         if branch and suspends:
             raise StepError(
                 f"{what} is beside the task's own flow, inside gather, a TaskGroup or another "

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, cast, overload
 
 import msgspec
 
@@ -33,6 +33,8 @@ from conductor_cli.step import Step
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from uuid import UUID
+
+    from psycopg import Connection
 
     from conductor_cli.client import Conductor
     from conductor_cli.registry import ConfiguredTask, Invocation, Task
@@ -155,6 +157,32 @@ class Context(_Base[S]):
                 raise StepError(f"Step {step.name!r} returned an awaitable; make the task async.")
             run.done(value)
         return cast("R", run.value)
+
+    def transact(
+        self,
+        name: str | Step,
+        fn: Callable[Concatenate[Any, P], R],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """A step whose writes are committed together with its record: ``fn`` is called with a
+        psycopg connection, in a transaction, before its other arguments."""
+        step = calls.named(name)
+        run = self._calls.step(step, fn)()
+        while not run.is_recorded:
+            try:
+                with calls.inside(step):
+                    run.transact(fn, args, kwargs)
+            except Exception as error:
+                if self.signal.wait(run.failed(error)):
+                    self._attempt.signal.raise_if_aborted()
+        return cast("R", run.value)
+
+    def transaction(self) -> Connection[Any]:
+        """A psycopg connection, in a transaction that is committed together with the task's
+        completion, or not at all. Nothing may be waited for afterwards."""
+        return cast("Connection[Any]", self._calls.transaction()())
 
     def sleep(self, name: str, seconds: float | timedelta) -> None:
         """Leave the thread for so many seconds, counted from when this is first reached."""
@@ -345,6 +373,31 @@ class AsyncContext(_Base[S]):
                 continue
             await self._do(partial(run.done, value))
         return run.value
+
+    async def transact(
+        self,
+        name: str | Step,
+        fn: Callable[Concatenate[Any, P], R],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """As ``Context.transact``: ``fn`` is a plain function, called in a thread."""
+        step = calls.named(name)
+        if inspect.iscoroutinefunction(fn):
+            raise StepError(f"Step {step.name!r}: transact() takes a plain function.")
+        run = await self._do(self._calls.step(step, fn))
+        while not run.is_recorded:
+            try:
+                await self._do(partial(run.transact, fn, args, kwargs))
+            except Exception as error:
+                if await self.signal.wait(await self._do(partial(run.failed, error))):
+                    self.signal.raise_if_aborted()
+        return cast("R", run.value)
+
+    async def transaction(self) -> Connection[Any]:
+        """As ``Context.transaction``. The connection is a blocking one: use it in a thread."""
+        return cast("Connection[Any]", await self._do(self._calls.transaction()))
 
     async def sleep(self, name: str, seconds: float | timedelta) -> None:
         """Leave the thread for so many seconds, counted from when this is first reached."""

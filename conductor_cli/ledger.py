@@ -17,7 +17,7 @@ import msgspec
 
 from conductor_cli import payloads, telemetry, timing
 from conductor_cli.attempt import Abort, TaskTimeout, shielded
-from conductor_cli.database import is_transient
+from conductor_cli.database import Loan, is_transient
 from conductor_cli.errors import (
     ChildCancelled,
     ChildFailed,
@@ -33,7 +33,7 @@ from conductor_cli.errors import (
 from conductor_cli.failure import describe, revive
 from conductor_cli.models import ExecutionError, Flag, Park, Suspended
 from conductor_cli.service import backoff
-from conductor_cli.store import events
+from conductor_cli.store import claims, endings, events
 from conductor_cli.store import ledger as rows
 from conductor_cli.store.ledger import Child, Children, Entry, New
 
@@ -64,6 +64,8 @@ class Ledger:
     def __init__(self, attempt: Attempt, conductor: Conductor) -> None:
         self.conductor = conductor
         self.suspending: Suspending | None = None
+        self.loan: Loan | None = None
+        self.is_settled = False  # the database knows already that it has completed
         self.is_logged = False
         self._untold: str | None = None  # progress
         self._tell_at = 0.0
@@ -135,17 +137,81 @@ class Ledger:
     def record(self, new: New) -> datetime | None:
         """Write an entry; returns until when it lasts."""
         with self._lock:
-            survived = [each for name, each in self._failed.items() if name != new.name]
-            done = self.work(
-                lambda conn: rows.record(
-                    conn, self._id, self._token, [new, *survived], mark=not self._is_marked
-                )
-            )
+            done = self.work(lambda conn: self._record(conn, new))
             if not done.held:
                 self.lose()
             self._is_marked = True
             self._failed.clear()
             return done.until
+
+    def transact(self, new: Callable[[Connection], New]) -> None:
+        """Write an entry, and all that is done on the connection, at once or not at all."""
+        loan = Loan(self.conductor.database)
+        try:
+            made = new(loan.connection)
+            with self._lock, shielded():
+                if not self._record(loan.connection, made).held:
+                    self.lose()
+        except BaseException:
+            with shielded():
+                loan.undo()
+            raise
+        try:
+            with shielded():
+                loan.commit()
+        except Exception as error:
+            if not is_transient(error) or self._reloaded()[made.name].state != "c":
+                raise
+        self._is_marked = True
+        self._failed.clear()
+
+    def _record(self, conn: Connection, new: New) -> rows.Recorded:
+        survived = [each for name, each in self._failed.items() if name != new.name]
+        return rows.record(conn, self._id, self._token, [new, *survived], mark=not self._is_marked)
+
+    # The task's own transaction.
+
+    def lend(self) -> Any:
+        """The connection that is committed together with the completion."""
+        self.check()
+        with self._lock, shielded():
+            if self.loan is None:
+                self.loan = Loan(self.conductor.database)
+            return self.loan.connection
+
+    def give_back(self) -> None:
+        """Undo what the task has done in its own transaction, if it has one."""
+        loan, self.loan = self.loan, None
+        if loan is not None:
+            loan.undo()
+
+    def complete(self, result: str) -> bool:
+        """Commit the task's own transaction together with its completion.
+
+        False: neither has been done, since the claim is lost or a cancel came first. Raises
+        what the database says against it; then neither has been done.
+        """
+        loan, self.loan = self.loan, None
+        assert loan is not None
+        try:
+            done = endings.complete(loan.connection, self._id, self._token, result)
+        except BaseException:
+            loan.undo()
+            raise
+        if not done:
+            loan.undo()
+            return False
+        try:
+            loan.commit()
+        except Exception as error:
+            if not is_transient(error) or not self._is_ended():
+                raise
+        self.is_settled = True
+        return True
+
+    def _is_ended(self) -> bool:
+        verdict = self.work(lambda conn: claims.inspect(conn, [self._id], [self._token]))
+        return verdict[self._id] == "recorded"
 
     def survive(self, new: New) -> None:
         """A step has failed. If the task goes on to other things, that is part of its way."""
@@ -466,6 +532,20 @@ class Run:
         text = payloads.encode(value, what, ledger.conductor.max_payload)
         self.value = self._decoded(text)
         ledger.record(New(name, "s", "c", value=text, branch=self._branch))
+        self.is_recorded = True
+
+    def transact(self, fn: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> None:
+        """Call ``fn`` with a connection whose writes are committed together with the record."""
+
+        def new(conn: Connection) -> New:
+            value = fn(conn, *args, **kwargs)
+            text = payloads.encode(
+                value, f"The result of step {self._step.name!r}", self._ledger.conductor.max_payload
+            )
+            self.value = self._decoded(text)
+            return New(self._step.name, "s", "c", value=text, branch=self._branch)
+
+        self._ledger.transact(new)
         self.is_recorded = True
 
     def failed(self, error: Exception) -> float:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from conductor_cli.attempt import Attempt
     from conductor_cli.catalog import TaskSet
     from conductor_cli.client import Conductor
+    from conductor_cli.ledger import Ledger
     from conductor_cli.models import Claimed
     from conductor_cli.registry import Task
 
@@ -76,6 +77,10 @@ class Runner:
             outcome = ending(task, claimed, attempt.abort_reason, error)
         finally:
             current.reset(before)
+        if attempt.ledger is not None:
+            attempt.ledger.give_back()
+            if attempt.ledger.is_settled:
+                return outcome
         if type(outcome) is Completed and attempt.abort_reason is Abort.TIMEOUT:
             outcome = ending(task, claimed, Abort.TIMEOUT, TaskTimeout("timed out"))
         return outcome
@@ -96,7 +101,14 @@ class Runner:
             wrong := calls.opened(attempt, self._conductor).at_end()
         ):
             return Failed(describe(wrong))
-        return _NULL if result is None else self._completed(task, result)
+        outcome = _NULL if result is None else self._completed(task, result)
+        return outcome if attempt.ledger is None else self._settled(attempt.ledger, outcome)
+
+    def _settled(self, ledger: Ledger, outcome: Outcome) -> Outcome:
+        """Where the task has a transaction of its own: that and its completion, or neither."""
+        if ledger.loan is None or not isinstance(outcome, Completed):
+            return outcome
+        return outcome if ledger.complete(outcome.result) else HandedBack(0.0)
 
     def _call(
         self, task: Task[..., Any], attempt: Attempt, args: list[Any], kwargs: dict[str, Any]

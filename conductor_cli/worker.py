@@ -219,8 +219,13 @@ class Slot(Service):
             self.attempt = None
             if not attempt.decide():
                 return  # given up on, and replaced
-            flagged = attempt.ledger is not None and attempt.ledger.is_marked
-            holding.finish(Finished(claimed, outcome, clock() - started, flagged))
+            seconds_run, ledger = clock() - started, attempt.ledger
+            if ledger is None:
+                holding.finish(Finished(claimed, outcome, seconds_run))
+            else:
+                holding.finish(
+                    Finished(claimed, outcome, seconds_run, ledger.is_marked, ledger.is_settled)
+                )
 
     def stop(self) -> None:
         super().stop()

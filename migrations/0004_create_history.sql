@@ -190,7 +190,9 @@ begin
             returning l.*, e.ending, e.result, e.reason, e.keep
         ), kept as (
             select g.*, case when keeps is not null then g.keep
-                             when t.name is null then 2592000 else t.retain_failed end as kept_for
+                             when t.name is null then 2592000
+                             when g.ending = 'c' then t.retain_completed
+                             else t.retain_failed end as kept_for
             from gone g left join conductor.tasks t on t.queue = g.queue and t.name = g.task
         )
         insert into conductor.history (

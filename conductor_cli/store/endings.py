@@ -75,6 +75,38 @@ def finish(conn: Connection, ended: Sequence[Ended]) -> list[Concluded]:
     return FINISH.all(conn, **claims.columns(ended))
 
 
+COMPLETE: Final = Statement(
+    row=int,
+    sql="""
+    -- In a transaction of the task's own: all that it wrote there and its completion are one
+    -- commit. Waits for whoever has locked the row or who waits for it, in the order in which
+    -- FINISH takes them. One that is to be cancelled is not touched.
+    with told as materialized (
+        select id from conductor.live
+        where id in (
+            select execution_id from conductor.ledger where child_id = %(id)s and state = 'p')
+        order by id
+        for update
+    ), held as materialized (
+        select id from conductor.live
+        where id = %(id)s and token = %(token)s and state::text = 'x' and flags & 1 = 0
+          and (select count(*) from told) >= 0
+        for update
+    )
+    select coalesce(conductor.conclude(
+        array_agg(id), array_agg('c'::"char"), array_agg(%(result)s::text::json),
+        array_agg(null::json), finished => true), 0)
+    from held
+    """,
+)
+
+
+def complete(conn: Connection, id: UUID, token: int, result: str) -> bool:
+    """Complete one execution with a result of JSON text; False: the claim no longer stands, or
+    it is to be cancelled. It is kept for as long as its registered task says."""
+    return COMPLETE.only(conn, id=id, token=token, result=result) > 0
+
+
 SUSPEND: Final = Statement(
     row=UUID,
     sql="""
