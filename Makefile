@@ -19,7 +19,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test check format wheel bench clean setup-embedded setup-test setup-dev
+.PHONY: help run test check format wheel bench faults clean setup-embedded setup-test setup-dev
 
 help: ## this list
 	@echo "Conductor: background jobs on Postgres"
@@ -51,6 +51,9 @@ wheel: setup-dev ## the wheel and the source archive, in dist/
 
 bench: setup-test ## measure it (ARGS=--quick for a taste)
 	@exec $(BIN)/python -m bench $(ARGS)
+
+faults: setup-test ## break things on purpose and see what holds (ARGS=--short: 8 minutes)
+	@exec $(BIN)/python -m tests.faults $(ARGS)
 
 clean: ## remove what these commands made, but not sample/ and its data
 	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

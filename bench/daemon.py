@@ -40,19 +40,22 @@ def noop(n: int, to: str) -> None:
 
 
 class Daemon:
-    """A running daemon. Leaving the `with` block ends it, by force if it does not go by itself."""
+    """A running daemon. Leaving the `with` block ends it, by force if it does not go by itself.
 
-    def __init__(self, url: str) -> None:
+    `tasks` is its module of tasks.
+    """
+
+    def __init__(self, url: str, *, tasks: str = _TASKS, processes: int = 1) -> None:
         self._port = _free_port()
         self._folder = Path(tempfile.mkdtemp(prefix="daemon-", dir=environments.WORK))
         (self._folder / "conductor.toml").write_text(_TOML.format(url=url, port=self._port))
-        (self._folder / "bench_tasks.py").write_text(_TASKS)
+        (self._folder / "bench_tasks.py").write_text(tasks)
         self._log = environments.WORK / "logs" / "daemon.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._began = time.monotonic()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "conductor_cli", "start-server"],
+                [sys.executable, "-m", "conductor_cli", "start-server", f"--processes={processes}"],
                 env=_variables(),
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from conductor_cli.version import __version__
 
 if TYPE_CHECKING:
+    from conductor_cli.aio import AsyncConductor
     from conductor_cli.client import Conductor
     from conductor_cli.config import Config, WorkerConfig
     from conductor_cli.context import AsyncContext, Context
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from conductor_cli.worker import JobWorker
 
 _HOMES = {
+    "aio": ("AsyncConductor",),
     "client": ("Conductor",),
     "config": ("Config", "WorkerConfig"),
     "context": ("AsyncContext", "Context"),
@@ -90,6 +92,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AsyncConductor",
     "AsyncContext",
     "Backoff",
     "Cancel",

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from uuid import UUID
 
-import msgspec
-
-from conductor_cli import catalog, context, database, errors, payloads, registry
+from conductor_cli import (
+    catalog,
+    context,
+    database,
+    errors,
+    payloads,
+    registry,
+    scheduling,
+    sending,
+    waiting,
+)
 from conductor_cli.config import Config, load
-from conductor_cli.invoking import Ids, Invoked, Row, Target, array, ids, row
+from conductor_cli.invoking import Ids, Invoked, Row, Target, row
 from conductor_cli.models import Execution, State
 from conductor_cli.registry import Invocation, InvokeOptions, Task
-from conductor_cli.store import definitions, events, executions, reports
+from conductor_cli.service import Deadline
+from conductor_cli.store import definitions, events, executions, queues, reports, schedules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,25 +31,27 @@ if TYPE_CHECKING:
 
     from psycopg_pool import ConnectionPool
 
-    from conductor_cli.database import Connection
     from conductor_cli.embedded import Embedded
 
 R = TypeVar("R")
 
 _KNOWN_FOR: Final = 5.0  # seconds for which a task looked up by name is remembered
-_FIRST_LOOK: Final = 0.02
-_LONGEST_PAUSE: Final = 0.5
-PORTION: Final = 2000  # rows that travel together, while the next are made
 
 
 class Conductor:
     """Invokes tasks on one Postgres. Thread-safe; its pool opens on first use, once per process."""
 
     def __init__(
-        self, database: database.Database, *, max_payload: int = payloads.DEFAULT_LIMIT
+        self,
+        database: database.Database,
+        *,
+        max_payload: int = payloads.DEFAULT_LIMIT,
+        timezone: str = "UTC",
     ) -> None:
         self.database = database
         self.max_payload = max_payload
+        self.timezone = timezone
+        self.ends = waiting.Ends(database)
         self._embedded: Embedded | None = None
         self._found: dict[str, tuple[float, definitions.Registered]] = {}
 
@@ -53,14 +63,17 @@ class Conductor:
         pool: ConnectionPool[Any] | None = None,
         pool_size: int = 10,
         max_payload: int = payloads.DEFAULT_LIMIT,
+        timezone: str = "UTC",
     ) -> Conductor:
         """A client of the Postgres at ``url``, or on a pool of the caller's.
 
-        ``pool_size``: connections at most; ``max_payload``: bytes of JSON. Connects on first use.
+        ``pool_size``: connections at most; ``max_payload``: bytes of JSON; ``timezone``: of
+        schedules that name none. Connects on first use.
         """
         if (url is None) == (pool is None):
             raise errors.ConfigError("Conductor.create needs either a URL or pool=, not both.")
-        return cls(database.Database(url, pool=pool, size=pool_size), max_payload=max_payload)
+        made = database.Database(url, pool=pool, size=pool_size)
+        return cls(made, max_payload=max_payload, timezone=timezone)
 
     @classmethod
     def from_config(cls, config: Config | Path | str | None = None) -> Conductor:
@@ -82,6 +95,7 @@ class Conductor:
                 behind_pooler=settings.database.pooler,
             ),
             max_payload=settings.tasks.max_payload,
+            timezone=settings.scheduler.timezone,
         )
         made._embedded = embedded
         return made
@@ -89,6 +103,7 @@ class Conductor:
     def close(self) -> None:
         """Close the pool, and let go of an embedded Postgres. May be used again afterwards,
         except with an embedded one."""
+        self.ends.close()
         self.database.close()
         if self._embedded is not None:
             self._embedded.close()
@@ -110,45 +125,39 @@ class Conductor:
         task: Target,
         payload: object = None,
         *,
-        connection: Connection | None = None,
+        connection: object = None,
         **options: Any,
     ) -> UUID:
         """Create an execution; returns its id.
 
         ``options``: those of :class:`InvokeOptions`: queue, id, run_at, delay, priority,
         dedupe_key, on_duplicate, group, timeout, metadata. With ``connection`` it is part of the
-        caller's transaction: it exists if and only if that commits. Without, it is committed
-        when this returns, and a lost reply is recognised, not repeated.
+        caller's transaction: it exists if and only if that commits. That may be a connection of
+        psycopg, SQLAlchemy (or a session), Django or psycopg2; asynchronous ones are for
+        AsyncConductor. Without, it is committed when this returns, and a lost reply is
+        recognised, not repeated.
 
         Raises PayloadError, UnknownTask, Duplicate, DatabaseUnavailable.
         """
-        row = self._row(Invoked.of(task, payload, options))
+        row = self.row(task, payload, options)
         if connection is not None:
-            return _send_one(database.callers(connection), row)
-        tries = iter((_send_one, _send_one_again))
+            return sending.on_borrowed(connection, iter((row,)))[0]
         with context.shielded():
-            return self.database.retrying(lambda conn: next(tries)(conn, row))
+            return sending.one_on_own(self.database, row)
 
     def invoke_many(
         self,
         task: Target,
         payloads: Iterable[object],
         *,
-        connection: Connection | None = None,
+        connection: object = None,
         **options: Any,
     ) -> Ids:
         """Create many executions at once, all or none; returns their ids in order.
 
         Each payload may also be an Invocation with options of its own.
         """
-        common = Invoked.of(task, None, options)
-        rows = (
-            self._row(Invoked.of(each, None, options))
-            if isinstance(each, Invocation)
-            else self._row(common, each)
-            for each in payloads
-        )
-        return self._enqueue(rows, connection)
+        return self._enqueue(self.rows(task, payloads, options), connection)
 
     def get(self, id: UUID) -> Execution | None:
         """The execution as it stands, or None."""
@@ -188,34 +197,50 @@ class Conductor:
     ) -> Any:
         """Wait until an execution ends and return its result, decoded for ``task`` if given.
 
-        ``timeout`` in seconds. Raises ExecutionFailed, ExecutionCancelled, ExecutionNotFound,
-        TimeoutError. Refused inside a task, whose thread it would hold.
+        ``timeout`` in seconds. Raises ExecutionFailed, ExecutionCancelled, ExecutionNotFound (also
+        for one that is deleted as it ends), TimeoutError; DatabaseUnavailable when Postgres has
+        been away for half a minute. Refused inside a task, whose thread it would hold.
         """
-        if context.current.get() is not None:
-            raise errors.ConductorError(
-                "wait() inside a task would hold its thread while the other may need it."
-            )
-        ended = self._until_ended(id, registry.as_seconds(timeout))
-        if ended.state is State.COMPLETED:
-            return _result(ended, task)
-        if ended.state is State.CANCELLED:
-            raise errors.ExecutionCancelled(id, ended.error.message if ended.error else None)
-        raise errors.ExecutionFailed(id, cast("Any", ended.error))
+        waiting.refuse_in_task("wait")
+        deadline = Deadline(registry.as_seconds(timeout))
+        found = self._found_now(id)
+        with self.ends.expected(id) as end:
+            while not found.state.has_ended:
+                in_time = end.wait(deadline.remaining)
+                found = self._found_now(id)
+                if not in_time and not found.state.has_ended:
+                    raise waiting.late(found, timeout)
+        return waiting.result(found, task)
 
-    def emit(
-        self, event: str, payload: object = None, *, connection: Connection | None = None
-    ) -> UUID:
+    def watch(self, id: UUID) -> Iterator[Execution]:
+        """The execution as it stands, and again at each change that is seen, until its end.
+
+        The end is told at once, other changes are looked for twice a second or more; of several
+        that come at once only the last is seen. Raises ExecutionNotFound, as ``wait`` does.
+        Refused inside a task.
+        """
+        waiting.refuse_in_task("watch")
+        last, pauses = self._found_now(id), waiting.Pauses()
+        yield last
+        with self.ends.expected(id) as end:
+            while not last.state.has_ended:
+                end.wait(pauses.next())
+                found = self._found_now(id)
+                if found != last:
+                    pauses.restart()
+                    yield found
+                last = found
+
+    def emit(self, event: str, payload: object = None, *, connection: object = None) -> UUID:
         """Emit an event; returns its id. Those who wait for it, and the tasks that it triggers,
         hear of it after the commit.
 
-        With ``connection`` it is part of the caller's transaction. Raises PayloadError,
-        DatabaseUnavailable.
+        With ``connection`` it is part of the caller's transaction, as with ``invoke``. Raises
+        PayloadError, DatabaseUnavailable.
         """
-        registry.check_name("event", event)
-        value = {} if payload is None else payload
-        text = payloads.encode(value, f"The payload of event {event!r}", self.max_payload)
+        text = self.event_payload(event, payload)
         if connection is not None:
-            return events.emit(database.callers(connection), event, text)
+            return sending.event_on_borrowed(connection, event, text)
         with context.shielded(), self.database.transaction() as conn:
             return events.emit(conn, event, text)
 
@@ -228,13 +253,64 @@ class Conductor:
         with context.shielded(), self.database.transaction() as conn:
             return executions.cancel(conn, id, reason)
 
-    def retry(self, id: UUID) -> bool:
+    def retry(self, id: UUID, restart: bool = False) -> bool:
         """Let a failed or cancelled execution run again, with the same id and all its attempts.
 
-        Whether there was one to retry.
+        Its steps are kept, unless it is to ``restart`` from its beginning. Whether there was one
+        to retry.
         """
         with context.shielded(), self.database.transaction() as conn:
-            return executions.retry(conn, id)
+            return executions.retry(conn, id, restart=restart)
+
+    def schedule(
+        self,
+        task: Task[..., Any] | Invocation[Any] | str,
+        name: str,
+        expression: str,
+        payload: object = None,
+        *,
+        timezone: str | None = None,
+        missed: str = "latest",
+    ) -> bool:
+        """Run a task at each tick of a cron expression, until ``unschedule``.
+
+        ``name`` tells the schedules of one task apart: another call with it changes the
+        schedule, whose next tick is then the first of the new expression. ``payload`` is that of
+        every execution, and checked as ``invoke`` checks it. ``timezone`` and ``missed`` are
+        those of ``cron``. Restarts and deploys leave it as it is. Whether this changed anything.
+
+        Raises TaskDefinitionError for an expression, PayloadError, UnknownTask; ConductorError
+        for the name of a schedule that the task's triggers declare.
+        """
+        spec = scheduling.spec(
+            task, name, expression, payload,
+            timezone=timezone or self.timezone, missed=missed, limit=self.max_payload,
+            queue_of=lambda known: self._find(known).queue,
+        )  # fmt: skip
+        with context.shielded(), self.database.transaction() as conn:
+            return scheduling.save(conn, spec)
+
+    def unschedule(self, task: Task[..., Any] | str, name: str) -> bool:
+        """Remove a schedule; whether there was one. What it has made already goes on.
+
+        One that the task's triggers declare comes back when a server of the task starts.
+        """
+        task_name = task.name if isinstance(task, Task) else task
+        with context.shielded(), self.database.transaction() as conn:
+            return schedules.remove(conn, task_name, name)
+
+    def pause(self, queue: str) -> bool:
+        """Let nothing of a queue be claimed, by nobody, from the moment this returns until
+        ``resume``. What runs goes on. Whether this changed anything."""
+        registry.check_name("queue", queue)
+        with context.shielded(), self.database.transaction() as conn:
+            return queues.pause(conn, queue)
+
+    def resume(self, queue: str) -> bool:
+        """Let a paused queue go on, at once. Whether this changed anything."""
+        registry.check_name("queue", queue)
+        with context.shielded(), self.database.transaction() as conn:
+            return queues.resume(conn, queue)
 
     def create_worker(
         self, queue: str, tasks: Iterable[Task[..., Any]], **settings: Any
@@ -242,6 +318,12 @@ class Conductor:
         """A worker of one queue for ``Orchestrator.create(workers=[...])``; ``settings`` are
         those of WorkerConfig."""
         return catalog.WorkerSpec.create(queue, tasks, settings)
+
+    def event_payload(self, event: str, payload: object) -> str:
+        """What ``emit`` would send, checked; raises what it raises."""
+        registry.check_name("event", event)
+        value = {} if payload is None else payload
+        return payloads.encode(value, f"The payload of event {event!r}", self.max_payload)
 
     def child(self, task: Target, payload: object, options: Mapping[str, Any]) -> Row:
         """The row of an execution that another is to create; refuses options that a child cannot
@@ -268,6 +350,22 @@ class Conductor:
         if given.on_duplicate != "return":
             raise TypeError("a child joins the execution that has its dedupe_key already")
         return self._row(target, *payload)
+
+    def row(self, task: Target, payload: object, options: Mapping[str, Any]) -> Row:
+        """What ``invoke`` would insert, checked; raises what it raises."""
+        return self._row(Invoked.of(task, payload, options))
+
+    def rows(
+        self, task: Target, payloads: Iterable[object], options: Mapping[str, Any]
+    ) -> Iterator[Row]:
+        """What ``invoke_many`` would insert, each checked when it is asked for."""
+        common = Invoked.of(task, None, options)
+        return (
+            self.row(each, None, options)
+            if isinstance(each, Invocation)
+            else self._row(common, each)
+            for each in payloads
+        )
 
     def _row(self, target: Invoked, *payload: object) -> Row:
         """``payload``, where the target has none of its own."""
@@ -313,82 +411,14 @@ class Conductor:
         self._found[name] = (time.monotonic() + _KNOWN_FOR, found)
         return found
 
-    def _enqueue(self, rows: Iterator[Row], connection: Connection | None) -> Ids:
-        """``rows`` are made while earlier ones are already on their way."""
-        made: list[Row] = []
+    def _enqueue(self, rows: Iterator[Row], connection: object) -> Ids:
         if connection is not None:
-            return _send(database.callers(connection), rows, made)
-        tries = iter((_send, _send_again))
+            return sending.on_borrowed(connection, rows)
         with context.shielded():
-            return self.database.retrying(lambda conn: next(tries)(conn, rows, made))
+            return sending.on_own(self.database, rows)
 
-    def _until_ended(self, id: UUID, timeout: float | None) -> Execution:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause = _FIRST_LOOK
-        while True:
-            found = self.get(id)
-            if found is None:
-                raise errors.ExecutionNotFound(id)
-            if found.state.has_ended:
-                return found
-            if deadline is not None and time.monotonic() + pause > deadline:
-                pause = max(0.0, deadline - time.monotonic())
-                if pause == 0.0:
-                    raise TimeoutError(f"Execution {id} is {found.state} after {timeout:g} s.")
-            time.sleep(pause)
-            pause = min(_LONGEST_PAUSE, pause * 1.3)
-
-
-def _send_one(conn: Connection, row: Row) -> UUID:
-    if (kind := row.kind) is not None:
-        task, queue, rank = kind
-        executions.enqueue_plain(conn, f"[{row.plain}]", task=task, queue=queue, rank=rank)
-        return row.id
-    met = executions.enqueue(conn, array((row.full,)), recheck=row.options.id is not None)
-    return ids((row,), {m.asked: m.met for m in met})[0]
-
-
-def _send_one_again(conn: Connection, row: Row) -> UUID:
-    met = executions.enqueue(conn, array((row.full,)), recheck=True)
-    return ids((row,), {m.asked: m.met for m in met})[0]
-
-
-def _send(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:
-    """Send rows, many of them in portions; keeps in ``made`` what has been taken from ``rows``."""
-    portion = list(islice(rows, PORTION))
-    made.extend(portion)
-    if len(portion) <= 1:
-        return ids(made, _send_portion(conn, portion, again=False))
-    met: dict[UUID, UUID] = {}
-    with database.atomically(conn), conn.pipeline():
-        while portion:
-            met |= _send_portion(conn, portion, again=False)
-            portion = list(islice(rows, PORTION))
-            made.extend(portion)
-        return ids(made, met)
-
-
-def _send_again(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:
-    """The reply to a first try was lost, and it may have done its work."""
-    made.extend(rows)
-    with database.atomically(conn):
-        return ids(made, _send_portion(conn, made, again=True))
-
-
-def _send_portion(conn: Connection, rows: Sequence[Row], *, again: bool) -> dict[UUID, UUID]:
-    kinds = {row.kind for row in rows}
-    kind = kinds.pop() if len(kinds) == 1 and not again else None
-    if kind is not None:
-        task, queue, rank = kind
-        plain = array(row.plain for row in rows)
-        executions.enqueue_plain(conn, plain, task=task, queue=queue, rank=rank)
-        return {}
-    chosen = any(row.options.id is not None for row in rows)
-    met = executions.enqueue(conn, array(row.full for row in rows), recheck=again or chosen)
-    return {m.asked: m.met for m in met}
-
-
-def _result(ended: Execution, task: Task[..., Any] | None) -> Any:
-    if task is None:
-        return ended.result
-    return task.result_type.decode(msgspec.json.encode(ended.result).decode())
+    def _found_now(self, id: UUID) -> Execution:
+        found = self.get(id)
+        if found is None:
+            raise errors.ExecutionNotFound(id)
+        return found

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
+    from conductor_cli.aio import AsyncConductor
     from conductor_cli.client import Conductor
     from conductor_cli.registry import ConfiguredTask, Invocation, Task
 
@@ -76,6 +77,8 @@ class Event:
 
 
 class _Base(Generic[S]):
+    conductor: Any
+
     def __init__(self, attempt: Attempt, conductor: Conductor, state: S) -> None:
         self._attempt = attempt
         self._calls = Calls(attempt, conductor, self._is_branch)
@@ -119,6 +122,8 @@ class _Base(Generic[S]):
 
 class Context(_Base[S]):
     """Given to a plain function whose parameter is annotated with it."""
+
+    conductor: Conductor
 
     def __init__(self, attempt: Attempt, conductor: Conductor, state: S) -> None:
         super().__init__(attempt, conductor, state)
@@ -308,6 +313,25 @@ class Context(_Base[S]):
         so that it may be called as often as one likes."""
         self._calls.progress(done, total, message, data)()
 
+    def schedule(
+        self,
+        task: Task[..., Any] | Invocation[Any] | str,
+        name: str,
+        expression: str,
+        payload: object = None,
+        *,
+        timezone: str | None = None,
+        missed: str = "latest",
+    ) -> bool:
+        """As ``Conductor.schedule``; when the task runs again, it changes nothing again."""
+        return self.conductor.schedule(
+            task, name, expression, payload, timezone=timezone, missed=missed
+        )
+
+    def unschedule(self, task: Task[..., Any] | str, name: str) -> bool:
+        """As ``Conductor.unschedule``."""
+        return self.conductor.unschedule(task, name)
+
     def _is_branch(self) -> bool:
         return threading.get_ident() != self._attempt.main
 
@@ -339,6 +363,8 @@ class AsyncSubscription:
 class AsyncContext(_Base[S]):
     """Given to an ``async def`` function whose parameter is annotated with it. The methods are
     those of :class:`Context`, awaited."""
+
+    conductor: AsyncConductor
 
     @cached_property
     def signal(self) -> AsyncSignal:
@@ -522,6 +548,25 @@ class AsyncContext(_Base[S]):
         """Tell how far the task has come: ``Execution.progress``. Written at most once a second,
         so that it may be called as often as one likes."""
         await self._do(self._calls.progress(done, total, message, data))
+
+    async def schedule(
+        self,
+        task: Task[..., Any] | Invocation[Any] | str,
+        name: str,
+        expression: str,
+        payload: object = None,
+        *,
+        timezone: str | None = None,
+        missed: str = "latest",
+    ) -> bool:
+        """As ``Context.schedule``."""
+        return await self.conductor.schedule(
+            task, name, expression, payload, timezone=timezone, missed=missed
+        )
+
+    async def unschedule(self, task: Task[..., Any] | str, name: str) -> bool:
+        """As ``Conductor.unschedule``."""
+        return await self.conductor.unschedule(task, name)
 
     def _is_branch(self) -> bool:
         return asyncio.current_task() is not self._attempt.main

@@ -9,23 +9,21 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from conductor_cli import catalog, telemetry
+from conductor_cli import telemetry
 from conductor_cli.attempt import Abort
 from conductor_cli.database import Database
 from conductor_cli.holding import SuspectLane
 from conductor_cli.leadership import Leadership
-from conductor_cli.maintenance import Dispatcher, Pruner, Rescuer
+from conductor_cli.maintenance import Dispatcher, Pruner, Registrar, Rescuer
+from conductor_cli.registration import Definitions, register
 from conductor_cli.runner import EventLoop, Runner
 from conductor_cli.scheduler import LOOK_AGAIN, JobScheduler
 from conductor_cli.service import Deadline
 from conductor_cli.signals import Beaten, Heartbeat, Identity, Listener
-from conductor_cli.store import definitions, events
-from conductor_cli.timing import Schedule
 from conductor_cli.worker import JobWorker
 
 if TYPE_CHECKING:
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 
     from conductor_cli.catalog import WorkerSpec
     from conductor_cli.client import Conductor
-    from conductor_cli.models import ScheduleSpec
     from conductor_cli.pump import Recorded, Retention
     from conductor_cli.service import Service
     from conductor_cli.telemetry.meters import Reader
@@ -91,8 +88,7 @@ class JobCoordinator:
             if self._parts is not None:
                 return
             self._hurry.clear()
-            timezone, retention = self._settings.timezone, self._settings.retention
-            register(self._database, self._specs, timezone=timezone, retention=retention)
+            self._register()
             parts = self._assemble()
             try:
                 self._start(parts)
@@ -153,9 +149,19 @@ class JobCoordinator:
             found.extend(parts.leadership.problems)
         return found
 
+    def _register(self, *, again: bool = False) -> None:
+        timezone, retention = self._settings.timezone, self._settings.retention
+        given = Definitions.of(self._specs, timezone=timezone, retention=retention)
+        register(self._database, given, only_foreign=again)
+
     def _assemble(self) -> _Parts:
         loop = EventLoop()
         rescuer = Rescuer(self._database, on_death=self._on_death) if self._specs else None
+        registrar = (
+            Registrar(partial(self._register, again=True), on_death=self._on_death)
+            if self._specs
+            else None
+        )
         leadership = self._leadership() if self._settings.leads and self._specs else None
         listener = self._listener() if self._specs and not self._is_deaf() else None
         trusts = _never if listener is None else (lambda: listener.is_proven)
@@ -173,7 +179,9 @@ class JobCoordinator:
             on_dead=partial(_abort_all, workers),
             on_death=self._on_death,
         )  # fmt: skip
-        return _Parts(heartbeat, workers, listener, rescuer, dispatcher, leadership, loop)
+        return _Parts(
+            heartbeat, workers, listener, rescuer, dispatcher, registrar, leadership, loop
+        )
 
     def _worker(
         self,
@@ -253,14 +261,16 @@ class JobCoordinator:
         parts.heartbeat.start()
         for worker in parts.workers:
             worker.start()
-        for service in (parts.listener, parts.rescuer, parts.dispatcher, parts.leadership):
+        for service in (
+            parts.listener, parts.rescuer, parts.dispatcher, parts.registrar, parts.leadership,
+        ):  # fmt: skip
             if service is not None:
                 service.start()
         parts.heartbeat.wake()  # the listener is there to hear the ping
 
     def _stop(self, parts: _Parts, deadline: Deadline) -> bool:
         parts.heartbeat.is_stopping = True
-        for early in (parts.leadership, parts.rescuer, parts.dispatcher):
+        for early in (parts.leadership, parts.registrar, parts.rescuer, parts.dispatcher):
             if early is not None:
                 early.stop()
         for worker in parts.workers:
@@ -272,7 +282,8 @@ class JobCoordinator:
             clean = worker.flush(deadline.before(LAST_WORDS / 4)) and clean
             worker.join(deadline)
         for service in (
-            parts.leadership, parts.rescuer, parts.dispatcher, parts.listener, parts.heartbeat,
+            parts.leadership, parts.registrar, parts.rescuer, parts.dispatcher, parts.listener,
+            parts.heartbeat,
         ):  # fmt: skip
             if service is not None:
                 service.stop()
@@ -324,13 +335,17 @@ class JobCoordinator:
                     for worker in parts.workers:
                         if worker.queue == queue:
                             _hint(worker, kind, number)
+                case "pause" | "resume":
+                    for worker in parts.workers:
+                        if worker.queue == rest:
+                            _hint(worker, kind)
                 case "cancel":
                     cancelled = {UUID(rest)}
                     for worker in parts.workers:
                         worker.abort(cancelled, Abort.CANCELLED)
                 case "event" if parts.dispatcher is not None:
                     parts.dispatcher.wake()
-                case "leaderless":
+                case "leaderless" | "schema":
                     parts.heartbeat.wake()
                 case "schedules" if parts.leadership is not None:
                     parts.leadership.wake_services()
@@ -350,59 +365,22 @@ class _Parts:
     listener: Listener | None
     rescuer: Rescuer | None
     dispatcher: Dispatcher | None
+    registrar: Registrar | None
     leadership: Leadership | None
     loop: EventLoop
 
 
-def register(
-    database: Database, specs: Sequence[WorkerSpec], *, timezone: str, retention: Retention
-) -> tuple[int, int]:
-    """Tell the database of the tasks that these workers serve and of their schedules.
-
-    ``timezone`` and ``retention`` hold where a task names none. Schedules that such a task no
-    longer names are removed. Returns how many tasks and schedules there are.
-    """
-    tasks = [
-        task
-        for worker in specs
-        for task in catalog.task_specs(
-            worker.queue, worker.tasks, completed=retention.completed, failed=retention.failed
-        )
-    ]
-    schedules = [
-        schedule
-        for worker in specs
-        for schedule in catalog.schedule_specs(worker.tasks, timezone)
-        if schedule.queue == worker.queue
-    ]
-    triggers = [
-        trigger
-        for worker in specs
-        for trigger in catalog.trigger_specs(worker.tasks)
-        if trigger.queue == worker.queue
-    ]
-    names = sorted({task.name for task in tasks})
-    if names:
-        with database.transaction() as conn:
-            definitions.register_tasks(conn, tasks)
-            now = definitions.clock(conn)
-            definitions.save_schedules(conn, [(s, first_tick(s, now)) for s in schedules], names)
-            events.save_triggers(conn, triggers, names)
-        telemetry.emit("tasks.registered", count=len(names), schedules=len(schedules))
-    return len(names), len(schedules)
-
-
-def first_tick(spec: ScheduleSpec, now: float) -> datetime | None:
-    """The first tick of a schedule after ``now`` (seconds since 1970)."""
-    moment = datetime.fromtimestamp(now, UTC)
-    return Schedule.parse(spec.expression, spec.timezone).next_after(moment)
-
-
-def _hint(worker: JobWorker, kind: str, number: str) -> None:
-    if kind == "ready":
-        worker.holding.ready(int(number))
-    else:
-        worker.holding.due(float(number))
+def _hint(worker: JobWorker, kind: str, number: str = "") -> None:
+    match kind:
+        case "ready":
+            worker.holding.ready(int(number))
+        case "due":
+            worker.holding.due(float(number))
+        case "pause":
+            worker.give_back_unstarted()
+        case "resume":
+            worker.holding.ready()
+            worker.holding.due()
 
 
 def _abort_all(workers: Sequence[JobWorker]) -> None:

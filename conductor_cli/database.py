@@ -2,7 +2,8 @@
 
 Every connection Conductor opens sets its own isolation level and its lock, statement and
 idle-in-transaction timeouts, so that nothing depends on how the server or role is configured;
-behind a pooler, where sessions are shared, every transaction does (see ``pooler``).
+behind a pooler, where sessions are shared, every transaction does (see ``pooler``). One that stays
+silent for longer than its statement may take is given up (see ``connections``).
 """
 
 from __future__ import annotations
@@ -23,20 +24,21 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from conductor_cli import errors, pooler
 from conductor_cli.config import redacted
+from conductor_cli.connections import CONNECT_TIMEOUT, Impatient, refuse_dead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
-    from psycopg.pq import TransactionStatus
-from psycopg.rows import RowFactory
+    from psycopg.rows import RowFactory
 
 Connection = psycopg.Connection[Any]
 R = TypeVar("R")
 
-CONNECT_TIMEOUT: Final = 5
+RECONNECT: Final = 2.0  # seconds after which the pool's pauses begin anew with the shortest
 PATIENCE: Final = 10.0  # seconds to wait for a pooled connection
-STATEMENT_TIMEOUT: Final = 30.0
+STATEMENT_TIMEOUT: Final = 10.0
+GRACE: Final = 5.0  # seconds for which a reply may be late that the server must have sent
 
 # A silent network is noticed within 15 seconds: 5 + 3 * 3 for one that only stops answering.
 _NETWORK: Final = {
@@ -115,6 +117,17 @@ def is_locked(error: BaseException) -> bool:
     return isinstance(error, psycopg.errors.LockNotAvailable)
 
 
+def does_not_fit(error: BaseException) -> bool:
+    """Whether a statement was not understood: the schema is another than it was written for."""
+    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    return (state or "").startswith(("42", "0A"))
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether this role lacks a privilege."""
+    return isinstance(error, psycopg.errors.InsufficientPrivilege)
+
+
 def is_bad_value(error: BaseException) -> bool:
     """Whether Postgres refused a value: alone it will be refused again, its neighbours not."""
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
@@ -146,14 +159,9 @@ def describe(url: str) -> str:
     return f"{host}:{port}/{parts.get('dbname', '')} (user {parts.get('user', 'default')})"
 
 
-def callers(connection: object) -> Connection:
-    """A caller's connection, if it is one that can be used; raises TypeError."""
-    if isinstance(connection, psycopg.Connection):
-        return connection
-    raise TypeError(
-        f"connection= takes a psycopg Connection, not {type(connection).__qualname__}. "
-        "Outside a transaction of your own leave it away."
-    )
+def of_own_kind(connection: object) -> Connection | None:
+    """A caller's connection, where it is one of psycopg's synchronous ones."""
+    return connection if isinstance(connection, psycopg.Connection) else None
 
 
 @contextmanager
@@ -173,10 +181,11 @@ def atomically(conn: Connection) -> Iterator[None]:
 class Database:
     """One Postgres: a pool for short work, and connections of one's own for services.
 
-    The pool opens on first use and once per process, so that a Database made before a fork
-    works on both sides of it. Given somebody else's pool, it is used as it is and not closed;
-    only that behind a pooler nothing is prepared on its connections. ``behind_pooler``: whether
-    one stands in between; None finds it out with each connection.
+    The pool is made on first use and once per process, so that a Database made before a fork
+    works on both sides of it. Given somebody else's pool, it is used as it is and not closed, and
+    how long its calls may take is its owner's to decide; only that behind a pooler nothing is
+    prepared on its connections. ``behind_pooler``: whether one stands in between; None finds it
+    out with each connection.
     """
 
     def __init__(
@@ -197,6 +206,7 @@ class Database:
         self._lock = threading.Lock()
         self._own: ConnectionPool[Any] | None = None
         self._pid = 0
+        self._parents: list[ConnectionPool[Any] | None] = []  # what they hold is not ours to close
 
     @property
     def is_behind_pooler(self) -> bool:
@@ -213,7 +223,8 @@ class Database:
     def connection(self, patience: float = PATIENCE) -> Iterator[Connection]:
         """A pooled connection; each statement outside ``conn.transaction()`` commits itself.
 
-        ``patience``: seconds to wait for one. Raises DatabaseUnavailable.
+        ``patience``: seconds to wait for one, also while Postgres restarts. Raises
+        DatabaseUnavailable.
         """
         pool = self._pool()
         conn = self._taken(pool, patience)
@@ -244,8 +255,19 @@ class Database:
                 self.drop_dead()
         raise AssertionError("unreachable")
 
-    def connect(self, name: str, *, statement_timeout: float = STATEMENT_TIMEOUT) -> Connection:
-        """A connection of one's own, autocommitting; raises DatabaseUnavailable."""
+    def connect(
+        self,
+        name: str,
+        *,
+        statement_timeout: float = STATEMENT_TIMEOUT,
+        silence: float | None = None,
+    ) -> Impatient:
+        """A connection of one's own, autocommitting; raises DatabaseUnavailable.
+
+        ``statement_timeout`` in seconds; ``silence``: seconds without a sign of the server after
+        which a call ends with a transient error and the connection is closed (default: five more
+        than a statement may take).
+        """
         try:
             conn = pooler.Bounded.connect(
                 make_conninfo(self.url, **_parameters(self.url, name)), autocommit=True
@@ -253,7 +275,10 @@ class Database:
         except psycopg.OperationalError as error:
             raise unavailable(error, self.url) from None
         try:
-            self._configure(conn, statement_timeout)
+            self._prepare(conn, statement_timeout, silence)
+        except psycopg.OperationalError as error:
+            conn.close()
+            raise unavailable(error, self.url) from None
         except BaseException:
             conn.close()
             raise
@@ -267,7 +292,10 @@ class Database:
         """Close the pool; the Database may be used again and opens another."""
         with self._lock:
             pool, self._own = self._own, None
-        if pool is not None and self._pid == os.getpid():
+            if self._pid != os.getpid():
+                self._parents.append(pool)
+                return
+        if pool is not None:
             pool.close()
 
     def _taken(self, pool: ConnectionPool[Any], patience: float) -> Connection:
@@ -286,6 +314,7 @@ class Database:
             return self._given
         with self._lock:
             if self._own is None or self._pid != os.getpid():
+                self._parents.append(self._own)
                 self._own, self._pid = self._open(), os.getpid()
             return self._own
 
@@ -296,11 +325,18 @@ class Database:
             kwargs={"autocommit": True},
             min_size=0,
             max_size=self._size,
-            configure=lambda conn: self._configure(conn, STATEMENT_TIMEOUT),
-            reconnect_timeout=float("inf"),
+            configure=lambda conn: self._prepare(conn, STATEMENT_TIMEOUT, None),
+            check=refuse_dead,
+            reconnect_timeout=RECONNECT,
+            reconnect_failed=_try_anew,
             open=True,
             name="conductor",
         )
+
+    def _prepare(self, conn: Impatient, statement_timeout: float, silence: float | None) -> None:
+        conn.own()
+        self._configure(conn, statement_timeout)
+        conn.silence = statement_timeout + GRACE if silence is None else silence
 
     def _configure(self, conn: Connection, statement_timeout: float) -> None:
         self._found = pooler.bind(conn, statement_timeout, self._asked)
@@ -368,15 +404,25 @@ class Link:
     Not shared between threads.
     """
 
-    def __init__(self, database: Database, name: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        name: str,
+        *,
+        statement_timeout: float = STATEMENT_TIMEOUT,
+        silence: float | None = None,
+    ) -> None:
         self._database = database
         self._name = name
+        self._statement_timeout, self._silence = statement_timeout, silence
         self._conn: Connection | None = None
 
     def get(self) -> Connection:
         """A usable connection; raises DatabaseUnavailable."""
         if self._conn is None or self._conn.closed or self._conn.broken:
-            self._conn = self._database.connect(self._name)
+            self._conn = self._database.connect(
+                self._name, statement_timeout=self._statement_timeout, silence=self._silence
+            )
         return self._conn
 
     @property
@@ -393,11 +439,9 @@ class Link:
 class Listening:
     """A connection that waits for notifications, and can be interrupted from another thread."""
 
-    def __init__(self, database: Database, channels: Sequence[str]) -> None:
-        self._conn = database.connect("listener")
+    def __init__(self, database: Database, channels: Sequence[str], name: str = "listener") -> None:
+        self._conn = database.connect(name)
         try:
-            if database.is_behind_pooler:  # it would hear nothing, and leave a session listening
-                raise errors.DatabaseUnavailable("Nobody can listen through a pooler.")
             for channel in channels:
                 self._conn.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
         except BaseException:
@@ -415,9 +459,11 @@ class Listening:
         poll = select.poll()  # unlike select() for any number of open files
         for each in (self._conn.fileno(), self._read_end):
             poll.register(each, select.POLLIN)
-        poll.poll(timeout * 1000)
+        if any(file == self._read_end for file, _ in poll.poll(timeout * 1000)):
+            os.read(self._read_end, 4096)
         pg = self._conn.pgconn
         try:
+            self._conn.check()
             pg.consume_input()
         except psycopg.OperationalError as error:
             raise errors.DatabaseUnavailable(f"The listener lost its connection: {error}") from None
@@ -427,7 +473,7 @@ class Listening:
         return payloads
 
     def interrupt(self) -> None:
-        """Let a receive() of another thread return at once."""
+        """Let a receive() of another thread return at once, or the next one."""
         with self._lock:  # once closed, these numbers may be somebody else's files
             if self._is_open:
                 os.write(self._write_end, b"x")
@@ -438,6 +484,13 @@ class Listening:
             os.close(self._read_end)
             os.close(self._write_end)
         self._conn.close()
+
+
+def _try_anew(pool: ConnectionPool[Any]) -> None:
+    """The pool doubles its pauses without a limit: after an outage of an hour it would wait for
+    another. So it gives up soon, and here goes on if anybody waits."""
+    if pool.get_stats().get("requests_waiting"):
+        pool.check()
 
 
 def _factory(row: type[R] | None) -> RowFactory[R]:

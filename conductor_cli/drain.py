@@ -100,7 +100,7 @@ class Drain:
         if left.ready:
             for worker in self._workers:
                 worker.holding.due()
-        later = left.retrying + left.scheduled + left.expiring if self._wait_until_empty else 0
+        later = left.later if self._wait_until_empty else 0
         return left.ready + left.running + left.events + later == 0
 
     def _look(self) -> reports.Backlog:

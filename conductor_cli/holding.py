@@ -9,6 +9,7 @@ fast tasks go through in large batches and slow ones are not hoarded.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -38,8 +39,9 @@ SECOND_PUMP: Final = 100  # what makes a second exchange at the same time worth 
 PLACE_HOLDS: Final = 1.0  # seconds for which the lower bound is trusted
 STALLED: Final = 2.0  # seconds after which what nobody starts is given back
 TRUSTING_POLL: Final = 10.0  # the safety net's, while the listener is proven alive
-DOUBT: Final = 35.0  # longer than a statement may take on the server
+DOUBT: Final = 15.0  # longer than a statement may take on the server
 RECONCILE_EVERY: Final = 4.0
+RECONCILE_LATER: Final = 60.0  # a claim stuck on its way may still arrive, whenever that ends
 LOCKED_PAUSE: Final = 0.1
 LANE_PAUSE: Final = 0.5  # for which a suspect is left to others while one runs here
 
@@ -126,7 +128,7 @@ class Holding:
         self._look_at = 0.0
         self._next_at: float | None = None
         self._rate, self._measured_at, self._measured = 0.0, time.monotonic(), 0
-        self._doubt_until = self._reconcile_at = 0.0
+        self._doubt_until, self._reconcile_at = 0.0, math.inf
         self._flushed_at = 0.0
         self._stalled = False  # all threads are held by long tasks
 
@@ -169,7 +171,7 @@ class Holding:
             self._give_back_stalled(now)
             look = self._claiming and self._look_at <= now
             limit = self._limit(look)
-            reconcile = self._reconcile_at <= now < self._doubt_until
+            reconcile = self._reconcile_at <= now
             waiting = len(self._outbox)
             if self._active and waiting < SECOND_PUMP and limit < SECOND_PUMP:
                 return None
@@ -179,7 +181,8 @@ class Holding:
             if look:
                 self._look_at = now + self._poll()
             if reconcile:
-                self._reconcile_at = now + RECONCILE_EVERY
+                soon = now < self._doubt_until
+                self._reconcile_at = now + (RECONCILE_EVERY if soon else RECONCILE_LATER)
             return self._planned(finished, limit, look, reconcile, now)
 
     def linger(self) -> float:
@@ -201,8 +204,7 @@ class Holding:
                 moments.append(now + STALLED / 4)
             if self._locked_out:
                 moments.append(self._locked_out[0][0])
-            if now < self._doubt_until:
-                moments.append(self._reconcile_at)
+            moments.append(self._reconcile_at)
             return max(0.001, min(moments) - now)
 
     def received(self, plan: Plan, claimed: Sequence[Claimed]) -> None:

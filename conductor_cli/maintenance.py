@@ -1,18 +1,23 @@
-"""Rescue and prune."""
+"""Rescue, bury and prune."""
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 from conductor_cli import telemetry
+from conductor_cli.database import STATEMENT_TIMEOUT, Link
 from conductor_cli.service import PeriodicService
 from conductor_cli.store import events, fleet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from uuid import UUID
 
     from conductor_cli.database import Database
-    from conductor_cli.service import Service
+    from conductor_cli.service import Deadline, Service
+    from conductor_cli.store.fleet import Rescued
 
 ORPHANS_EVERY: Final = 60.0
 PRUNE_EVERY: Final = 60.0
@@ -21,6 +26,8 @@ PRUNE_BATCH: Final = 1000
 DISPATCH_BATCH: Final = 100
 DISPATCH_POLL: Final = 1.0
 TRUSTING_POLL: Final = 15.0  # the safety net's, while the listener is proven alive
+REGISTER_EVERY: Final = 60.0
+LOOK_AGAIN_EVERY: Final = 2.0
 
 
 class Rescuer(PeriodicService):
@@ -42,11 +49,7 @@ class Rescuer(PeriodicService):
     def tick(self) -> bool:
         with self._database.transaction() as conn:
             rescued = fleet.rescue(conn)
-        for each in rescued:
-            if each.returned:
-                telemetry.emit("executions.rescued", count=each.returned, queue=each.queue)
-            if each.crashed:
-                telemetry.emit("execution.crashed", count=each.crashed, queue=each.queue)
+        _tell(rescued)
         return False
 
 
@@ -79,6 +82,83 @@ class Dispatcher(PeriodicService):
         return done > 0
 
 
+class Registrar(PeriodicService):
+    """Sees to it that what this server serves stands as it defines it, unless a later version
+    that runs defines it otherwise: when the last of those has left, as after a rollback, its
+    own definitions are in force again."""
+
+    def __init__(
+        self, register: Callable[[], object], *, on_death: Callable[[Service, BaseException], None]
+    ) -> None:
+        super().__init__("registrar", pause=REGISTER_EVERY, on_death=on_death)
+        self._register = register
+        self._is_first = True
+
+    def tick(self) -> bool:
+        if not self._is_first:  # at the start it has just been done
+            self._register()
+        self._is_first = False
+        return False
+
+
+class Undertaker(PeriodicService):
+    """Gives back at once what servers ran whose processes are known to have ended.
+
+    Postgres may still work on the last statement of one of them, which claims more or holds rows
+    locked. So it looks again until no such statement can be left. Idle it has no connection.
+    """
+
+    def __init__(
+        self, database: Database, *, on_death: Callable[[Service, BaseException], None]
+    ) -> None:
+        super().__init__("undertaker", pause=ORPHANS_EVERY, on_death=on_death)
+        self._link = Link(database, "undertaker")
+        self._lock = threading.Lock()
+        self._new: list[UUID] = []
+        self._watched: dict[UUID, float] = {}  # and until when, on the monotonic clock
+        self._settled = threading.Event()
+        self._settled.set()
+
+    def bury(self, id: UUID) -> None:
+        """Have this server declared dead. From any thread; does not wait."""
+        with self._lock:
+            self._new.append(id)
+            self._settled.clear()
+        self.wake()
+
+    def settle(self, deadline: Deadline) -> bool:
+        """Wait until all have been declared dead; False when the deadline passed first."""
+        return self._settled.wait(deadline.remaining)
+
+    def tick(self) -> bool:
+        with self._lock:
+            new = list(self._new)
+        for fallen in {*new, *self._watched}:
+            _tell(fleet.rescue(self._link.get(), fallen=fallen))
+        self._watch(new)
+        self.pause = LOOK_AGAIN_EVERY if self._watched else ORPHANS_EVERY
+        if not self._watched:
+            self._link.drop()
+        return False
+
+    def recover(self) -> None:
+        self._link.drop()
+
+    def teardown(self) -> None:
+        self._link.drop()
+
+    def _watch(self, new: Sequence[UUID]) -> None:
+        """Only once it is done: what failed is done again by the next tick."""
+        now = time.monotonic()
+        until = now + STATEMENT_TIMEOUT + LOOK_AGAIN_EVERY
+        self._watched |= dict.fromkeys(new, until)
+        self._watched = {each: end for each, end in self._watched.items() if end > now}
+        with self._lock:
+            self._new = [each for each in self._new if each not in new]
+            if not self._new:
+                self._settled.set()
+
+
 class Pruner(PeriodicService):
     """Keeps history's partitions: tomorrow's made in time, yesterday's dropped. The leader's."""
 
@@ -102,3 +182,11 @@ class Pruner(PeriodicService):
             telemetry.emit("history.pruned", count=pruned)
         self._rounds += pruned < PRUNE_BATCH
         return pruned == PRUNE_BATCH
+
+
+def _tell(rescued: Sequence[Rescued]) -> None:
+    for each in rescued:
+        if each.returned:
+            telemetry.emit("executions.rescued", count=each.returned, queue=each.queue)
+        if each.crashed:
+            telemetry.emit("execution.crashed", count=each.crashed, queue=each.queue)

@@ -10,6 +10,7 @@ import hashlib
 import importlib.resources
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 LOCK: Final = 0x436F6E64  # "Cond": the advisory lock of whoever upgrades
 LOCK_PATIENCE: Final = 60.0
+LOCK_PAUSE: Final = 2.0  # seconds for which work goes on between two tries
 STATEMENT_TIMEOUT: Final = 600.0
 
 LEDGER: Final = """
@@ -40,6 +42,8 @@ create table if not exists conductor.migrations (
     applied_at timestamptz not null default statement_timestamp()
 );
 """
+
+_IN_THE_WAY: Final = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 
 GRANTS: Final = """
 -- Roles, if the program is not to run as the schema's owner. Create them, then:
@@ -58,8 +62,8 @@ GRANTS: Final = """
 -- grant select, insert on conductor.history to producer;
 -- grant insert on conductor.events to producer;
 -- grant select on conductor.orchestrators, conductor.leadership, conductor.schedules,
---     conductor.live, conductor.history, conductor.ledger, conductor.attempts, conductor.progress,
---     conductor.events, conductor.triggers to viewer;
+--     conductor.queues, conductor.live, conductor.history, conductor.ledger, conductor.attempts,
+--     conductor.progress, conductor.events, conductor.triggers to viewer;
 """
 
 
@@ -99,10 +103,13 @@ APPLIED: Final = Statement(
 RECORD: Final = Statement(
     row=int,
     sql="""
-    -- In the transaction of the migration itself: both or neither.
-    insert into conductor.migrations (version, name, checksum, breaking)
-    values (%(version)s, %(name)s, %(checksum)s, %(breaking)s)
-    returning version
+    -- In the transaction of the migration itself: both or neither. Servers look when they hear.
+    with recorded as (
+        insert into conductor.migrations (version, name, checksum, breaking)
+        values (%(version)s, %(name)s, %(checksum)s, %(breaking)s)
+        returning version
+    )
+    select count(pg_notify('conductor', 'schema'))::int from recorded
     """,
 )
 
@@ -122,6 +129,11 @@ TRY_LOCK: Final = Statement(
     select pg_try_advisory_xact_lock(%(key)s)
     """,
 )
+
+
+def newest() -> int:
+    """The version of the last migration this program carries."""
+    return max(m.version for m in available())
 
 
 def available() -> list[Migration]:
@@ -187,17 +199,21 @@ def _by_hand(m: Migration) -> str:
     return (
         f"-- {m.name}\nbegin;\n{m.sql.strip()}\n\ninsert into conductor.migrations "
         f"(version, name, checksum, breaking)\n    values ({m.version}, '{m.name}', "
-        f"'{m.checksum}', {str(m.breaking).lower()});\ncommit;\n"
+        f"'{m.checksum}', {str(m.breaking).lower()});\nnotify conductor, 'schema';\ncommit;\n"
     )
 
 
 def _apply_all(conn: Connection, *, breaking: bool) -> list[Migration]:
     done: list[Migration] = []
     patience = time.monotonic() + LOCK_PATIENCE
-    while pending(conn):
-        with conn.transaction():
-            locked = TRY_LOCK.only(conn, key=LOCK)
-            applied_now = _apply_next(conn, breaking=breaking) if locked else []
+    while todo := pending(conn):
+        try:
+            with conn.transaction():
+                locked = TRY_LOCK.only(conn, key=LOCK)
+                applied_now = _apply_next(conn, breaking=breaking) if locked else []
+        except _IN_THE_WAY as error:
+            _give_way(todo[0], error, patience)
+            continue
         for migration in applied_now:
             telemetry.emit("migration.applied", name=migration.name)
         done += applied_now
@@ -223,7 +239,7 @@ def _apply_next(conn: Connection, *, breaking: bool) -> list[Migration]:
                 f"{migration.name} is not compatible with running older servers, so only "
                 "`conductor migrate` applies it."
             )
-        conn.execute("set local lock_timeout = '3s'")
+        _bound(conn)
         conn.execute(migration.sql.encode())
         RECORD.only(
             conn,
@@ -235,14 +251,38 @@ def _apply_next(conn: Connection, *, breaking: bool) -> list[Migration]:
     return todo
 
 
+def _bound(conn: Connection) -> None:
+    """For this transaction. Everybody else waits behind one that waits for a table's lock. And
+    the server is to notice when this process is gone, so that the next may begin."""
+    conn.execute("set local lock_timeout = '1s'")
+    with suppress(psycopg.errors.InvalidParameterValue), conn.transaction():  # not on every system
+        conn.execute("set local client_connection_check_interval = '2s'")
+
+
+def _give_way(migration: Migration, error: Exception, patience: float) -> None:
+    if time.monotonic() > patience:
+        raise ConductorError(
+            f"{migration.name} did not get the locks it needs in {LOCK_PATIENCE:g} s: {error}. "
+            "A long transaction holds one of its tables; look for it in pg_stat_activity "
+            "(xact_start), and try again when it has ended."
+        ) from None
+    telemetry.emit("migration.waiting", name=migration.name, reason=str(error))
+    time.sleep(LOCK_PAUSE)
+
+
 def _refuse_newer(there: Iterable[Applied], mine: Sequence[Migration]) -> None:
     known = {m.version for m in mine}
     newer = [a for a in there if a.version not in known and a.breaking]
     if newer:
-        raise SchemaTooNew(
-            f"The database's schema is newer than this program: it has {newer[-1].name}, which "
-            "older programs cannot work with. Install a newer conductor-cli."
-        )
+        raise too_new(newer[-1].name)
+
+
+def too_new(migration: str) -> SchemaTooNew:
+    """The error of a program that does not know this migration, and would have to."""
+    return SchemaTooNew(
+        f"The database's schema is newer than this program: it has {migration}, which older "
+        "programs cannot work with. Install a newer conductor-cli."
+    )
 
 
 def _refuse_changed(migration: Migration, there: Applied | None) -> None:

@@ -56,6 +56,7 @@ class Flag(IntFlag):
     CANCEL_ASKED = 1
     HAS_LEDGER = 2  # rows in the ledger
     AWAITED = 4  # a row of some ledger is to be told how it ends
+    WATCHED = 8  # somebody waits for its end: tell them
     HAS_LOG = 16  # rows in attempts or progress
     SLEEPS = 32
     RETRIES_A_STEP = 64
@@ -204,7 +205,10 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleSpec:
-    """A cron trigger as it is stored; its key is (task, name)."""
+    """A schedule as it is stored; its key is (task, name).
+
+    ``declared``: by a trigger of its task; the others were made at run time.
+    """
 
     task: str
     name: str
@@ -213,6 +217,7 @@ class ScheduleSpec:
     timezone: str
     missed: str
     payload: str
+    declared: bool = True
 
 
 @dataclass(frozen=True, slots=True)

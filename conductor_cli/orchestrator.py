@@ -23,11 +23,13 @@ from conductor_cli.catalog import TaskSet, WorkerSpec
 from conductor_cli.client import Conductor
 from conductor_cli.config import Config, WorkerConfig, load
 from conductor_cli.coordinator import JobCoordinator, Settings
+from conductor_cli.database import does_not_fit
 from conductor_cli.drain import Drain, Tally
 from conductor_cli.interrupts import Signals
 from conductor_cli.invoking import new_id
 from conductor_cli.models import DrainReport
 from conductor_cli.pump import Recorded, Retention
+from conductor_cli.registration import Definitions
 from conductor_cli.signals import Identity
 from conductor_cli.version import __version__
 
@@ -288,8 +290,11 @@ class Orchestrator:
             retention=Retention(config.retention.completed, config.retention.failed),
             leads=leads,
         )
+        given = Definitions.of(
+            self._specs, timezone=settings.timezone, retention=settings.retention
+        )
         identity = Identity(
-            self._id, __version__, socket.gethostname(), os.getpid(), self._queues()
+            self._id, __version__, socket.gethostname(), os.getpid(), self._queues(), given.edition
         )
         return JobCoordinator(
             self.conductor, identity, self._specs, settings,
@@ -326,7 +331,18 @@ class Orchestrator:
         with self._lock:
             first, self._death = self._death is None, self._death or error
         if first:
-            threading.Thread(target=self._stop_quietly, name="undertaker", daemon=True).start()
+            threading.Thread(target=self._bury, name="undertaker", daemon=True).start()
+
+    def _bury(self) -> None:
+        """A statement that was not understood is what a newer schema looks like."""
+        if self._death is not None and does_not_fit(self._death):
+            try:
+                migrate.check(self.conductor.database)
+            except errors.SchemaTooNew as newer:
+                self._death = newer
+            except Exception:  # the first error stands: nothing better is known
+                telemetry.emit("database.lost", component="server", error="its schema is unknown")
+        self._stop_quietly()
 
     def _stop_quietly(self) -> None:
         try:

@@ -17,6 +17,8 @@ from psycopg import IsolationLevel
 from psycopg.adapt import Loader
 from psycopg.pq import Format, TransactionStatus
 
+from conductor_cli.connections import Impatient
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -48,7 +50,7 @@ _BEGIN: Final = "begin isolation level read committed"
 _DIRECTLY: Final[AbstractContextManager[None]] = nullcontext()
 
 
-class Bounded(psycopg.Connection[Any]):
+class Bounded(Impatient):
     """A connection whose every statement is bounded in time, by its session or by itself.
 
     ``limits`` are those that each transaction sets for itself; None where the session has them.

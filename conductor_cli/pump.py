@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from conductor_cli.service import Service
 
 PROMOTE_BATCH: Final = 1000
-_BEYOND: Final = int(~Flag.CANCEL_ASKED)  # of a row's flags: more than itself is concerned
+_BEYOND: Final = int(
+    ~(Flag.CANCEL_ASKED | Flag.WATCHED)
+)  # of a row's flags: more than itself is concerned
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import inspect
+import os
+import sys
 import threading
+import traceback
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from conductor_cli import calls, payloads, registry, timing
+from conductor_cli.aio import AsyncConductor
 from conductor_cli.attempt import Abort, TaskTimeout, current
 from conductor_cli.context import AsyncContext, Context
 from conductor_cli.errors import (
@@ -60,9 +64,11 @@ class Runner:
         self.tasks = tasks
         self._timeouts = {t.name: registry.as_seconds(t.settings.timeout) for t in tasks}
         self._conductor = conductor
+        self._awaitable = AsyncConductor(conductor)
         self._loop = loop
         self._state = state
         self._limit = limit
+        self._pid = os.getpid()
 
     def run(self, attempt: Attempt) -> Outcome:
         """Run the task to its end. Never raises."""
@@ -73,7 +79,11 @@ class Runner:
         before = current.set(attempt)
         try:
             outcome = self._attempted(task, attempt)
+            if os.getpid() != self._pid:
+                _end_child(None)
         except BaseException as error:
+            if os.getpid() != self._pid:
+                _end_child(error)
             outcome = ending(task, claimed, attempt.abort_reason, error)
         finally:
             current.reset(before)
@@ -115,7 +125,10 @@ class Runner:
     ) -> Any:
         if task.binder.context is not None:
             kind = AsyncContext if task.is_async else Context
-            task.binder.give(kind(attempt, self._conductor, self._state), args, kwargs)
+            given = kind(attempt, self._conductor, self._state)
+            if task.is_async:
+                given.conductor = self._awaitable
+            task.binder.give(given, args, kwargs)
         if task.is_async:
             return self._loop.call(attempt, lambda: task.function(*args, **kwargs))
         if self.timeout_of(attempt.claimed) is None:
@@ -131,6 +144,22 @@ class Runner:
             if inspect.iscoroutine(result):
                 result.close()
             return Failed(describe(Fail("it returned an awaitable; define it with async def")))
+
+
+def _end_child(error: BaseException | None) -> NoReturn:
+    """A process that the task has forked comes back from it: nothing here is its own, neither the
+    connections nor what else the thread would claim and run. It ends as a program does."""
+    code = 0
+    try:
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        elif error is not None:
+            code = 1
+            traceback.print_exception(error)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        os._exit(code)
 
 
 def ending(
@@ -262,13 +291,19 @@ async def _guarded(
         if attempt.abort_reason is not Abort.SHUTDOWN:
             cancel()
 
+    pid = os.getpid()
     current.set(attempt)
     attempt.main = me
     attempt.cancel = cancel
     attempt.signal.on_set(cancel_when_due)
     try:
-        return None, await make()
+        result = await make()
+        if os.getpid() != pid:
+            _end_child(None)
+        return None, result
     except BaseException as error:
+        if os.getpid() != pid:
+            _end_child(error)
         return error, None
 
 

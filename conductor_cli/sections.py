@@ -260,9 +260,13 @@ class WorkerConfig(Section):
 
 @dataclass(frozen=True)
 class Worker(WorkerConfig):
-    """Every queue's worker; ``queues`` has those with overrides, what they inherit included."""
+    """Every queue's worker; ``queues`` has those with overrides, what they inherit included.
+
+    ``processes``: how many processes of the daemon, each with all of these workers.
+    """
 
     queues: Mapping[str, WorkerConfig] = field(default_factory=dict)
+    processes: int = _key(1, _integer(1, 64))
 
     def for_queue(self, name: str) -> WorkerConfig:
         """The worker of this queue."""

@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from conductor_cli import telemetry
+from conductor_cli import migrate, telemetry
 from conductor_cli.database import Database, Link, Listening, is_transient
+from conductor_cli.errors import DatabaseUnavailable
 from conductor_cli.service import PeriodicService, Service, backoff
 from conductor_cli.store import fleet
 
@@ -29,6 +30,7 @@ class Identity:
     hostname: str
     pid: int
     queues: Sequence[str]
+    edition: str = ""
 
     @property
     def channel(self) -> str:
@@ -70,8 +72,12 @@ class Heartbeat(PeriodicService):
         self.identity = identity
         self.is_stopping = False
         self._interval, self._timeout = interval, timeout
-        self._link = Link(database, "heartbeat")
+        # Silence is noticed within a timeout; the server gives a beat up just before.
+        silence = max(1.0, timeout * 2 / 3)
+        self._link = Link(database, "heartbeat", statement_timeout=silence * 0.9, silence=silence)
         self._stand, self._hear, self._on_dead = stand, hear, on_dead
+        self._knows = migrate.newest()
+        self._is_outgrown = False
         self._last = time.monotonic()
         self._judges_from = 0.0
         self._warned_at = -WARN_OFFSET_EVERY
@@ -95,6 +101,7 @@ class Heartbeat(PeriodicService):
             telemetry.emit("server.declared_dead", server=str(self.identity.id))
             self._on_dead()
             self._join()
+        self._check_schema(pulse.breaking)
         self._hear(Beaten(pulse, sent_at, may_judge=sent_at >= self._judges_from))
         look_in = self._interval if pulse.look_in is None else pulse.look_in + 0.02
         self.pause = min(self._interval, max(0.1, look_in))
@@ -124,7 +131,18 @@ class Heartbeat(PeriodicService):
         fleet.join(
             self._link.get(), mine.id, timeout=self._timeout, version=mine.version,
             hostname=mine.hostname, pid=mine.pid, queues=mine.queues,
+            edition=mine.edition,
         )  # fmt: skip
+
+    def _check_schema(self, breaking: int | None) -> None:
+        """A migration that programs must know and this one does not: it is to drain and leave,
+        and beats until it has."""
+        if breaking is None or breaking <= self._knows or self._is_outgrown:
+            return
+        self._is_outgrown = True
+        telemetry.emit("schema.outgrown", version=breaking, known=self._knows)
+        if self.on_death is not None:
+            self.on_death(self, migrate.too_new(f"migration {breaking:04}"))
 
     def _check_delay(self, sent_at: float) -> None:
         late = sent_at - self._last - self._interval
@@ -163,6 +181,8 @@ class Listener(Service):
         self._handle, self._on_doubt = handle, on_doubt
         self._listening: Listening | None = None
         self._heard_at: float | None = None
+        self._quiet_since = 0.0  # the last ping, or when it connected
+        self._was_proven = False  # ever: behind some poolers it never is, whatever it does
         self._troubles = 0
 
     @property
@@ -201,11 +221,14 @@ class Listener(Service):
                 self._prove()
             else:
                 self._handle(payload)
-        if self._heard_at is not None and not self._stopping.is_set() and not self.is_proven:
-            self._doubt("it heard no ping of its own")
+        if self._stopping.is_set() or not self._was_proven:
+            return
+        if time.monotonic() - self._quiet_since >= self._patience:
+            raise DatabaseUnavailable("it has heard no ping of its own")
 
     def _connect(self) -> Listening:
         self._listening = Listening(self._database, [CHANNEL, self._identity.channel])
+        self._quiet_since = time.monotonic()
         return self._listening
 
     def _prove(self) -> None:
@@ -216,7 +239,8 @@ class Listener(Service):
         if self._troubles:
             self._troubles = 0
             telemetry.emit("database.back", component=self.name)
-        self._heard_at = time.monotonic()
+        self._heard_at = self._quiet_since = time.monotonic()
+        self._was_proven = True
 
     def _doubt(self, why: str) -> None:
         if self._heard_at is not None:
@@ -228,5 +252,5 @@ class Listener(Service):
         self._troubles += 1
         telemetry.emit("database.lost", component=self.name, error=str(error).strip())
         self.teardown()
-        self._doubt("its connection is gone")
+        self._doubt(str(error).strip())
         self._stopping.wait(backoff(self._troubles))

@@ -128,6 +128,11 @@ class JobWorker:
         self.holding.give_back_unstarted(ids)
         self._pumps[0].wake()
 
+    def give_back_unstarted(self) -> None:
+        """Give back what has been claimed and not been started."""
+        self.holding.give_back_unstarted()
+        self._pumps[0].wake()
+
     def set_retry_now(self) -> None:
         """Let retries run without their backoff."""
         for pump in self._pumps:
@@ -160,7 +165,11 @@ class JobWorker:
             execution=str(attempt.claimed.id), stuck=self._stuck, limit=self._stuck_limit,
         )  # fmt: skip
         if self._stuck > self._stuck_limit:
-            error = RuntimeError(f"{self._stuck} tasks of queue {self.queue!r} never returned")
+            self._slots.remove(slot)  # nobody need wait for it
+            error = RuntimeError(
+                f"{self._stuck} tasks of queue {self.queue!r} did not return after their timeout, "
+                f"more than its {self._stuck_limit} threads: the server ends, to be started afresh"
+            )
             self._on_death(slot, error)
             return
         fresh = self._slot(len(self._slots) + self._stuck)

@@ -11,6 +11,7 @@ create table conductor.tasks (
     retain_completed double precision,     -- seconds; null: for ever
     retain_failed double precision,
     options jsonb not null,                -- all of them, to be shown
+    edition text not null,                 -- of the program that has defined it so
     registered_at timestamptz not null,
     constraint tasks_pkey primary key (queue, name),
     constraint priority_is_negatable check (priority > -32768)

@@ -2,8 +2,9 @@
 -- why: the hot table: every execution that has not ended
 
 -- State: r ready, s scheduled (its moment has not come), b blocked, w waiting, x running.
--- Flags: 1 cancel asked, 2 has rows in the ledger, 4 awaited by a row of some ledger, 16 has rows
--- in attempts or progress, 32 sleeps, 64 waits to try a step again. Rank is the negated priority, so that one index in ascending
+-- Flags: 1 cancel asked, 2 has rows in the ledger, 4 awaited by a row of some ledger, 8 watched by
+-- somebody who waits for its end, 16 has rows in attempts or progress, 32 sleeps, 64 waits to try
+-- a step again. Rank is the negated priority, so that one index in ascending
 -- order serves the claim and its lower bound. No full index besides the primary key:
 -- with a snapshot held elsewhere, every further one is walked once per finished row.
 create table conductor.live (

@@ -95,6 +95,11 @@ revoke all on function conductor.rotate_history() from public;
 
 select conductor.rotate_history();
 
+-- Tells who waits that an execution has ended. Sent for rows with the flag of the watched only.
+create function conductor.notify_ended(id uuid) returns void
+    language sql volatile
+    return pg_notify('conductor_ended', id::text);
+
 -- The ledger and the attempts of an execution, to be kept with it. One that has ended badly may
 -- be retried: what it still waited for is then to be done anew.
 create function conductor.story(id uuid, ending "char") returns json
@@ -188,6 +193,8 @@ begin
                 as e (id, ending, result, reason, keep)
             where l.id = e.id
             returning l.*, e.ending, e.result, e.reason, e.keep
+        ), told as materialized (
+            select conductor.notify_ended(id) from gone where flags & 8 <> 0
         ), kept as (
             select g.*, case when keeps is not null then g.keep
                              when t.name is null then 2592000
@@ -209,7 +216,8 @@ begin
             case when flags & 16 <> 0 then (
                 select p.progress from conductor.progress p where p.execution_id = kept.id) end,
             case when flags & (2 | 16) <> 0 then conductor.story(kept.id, ending) end
-        from kept where kept_for is distinct from 0;
+        from kept
+        where kept_for is distinct from 0 and (select count(*) from told) >= 0;
 
         delete from conductor.ledger g where g.execution_id = any (ids);
         delete from conductor.attempts a where a.execution_id = any (ids);

@@ -45,6 +45,13 @@ begin
     )
     select coalesce(sum(n), 0) into inserted from told;
 
+    if recheck then
+        -- The insert may have waited for one to end that the look above still saw live.
+        delete from conductor.live l using json_array_elements(specs) e
+        where l.id = (e ->> 'id')::uuid
+          and exists (select from conductor.history h where h.id = l.id);
+    end if;
+
     if inserted < json_array_length(specs) then
         return query select * from conductor.resolve_duplicates(specs);
     end if;
@@ -97,6 +104,32 @@ begin
         met := there;
         return next;
     end loop;
+end
+$$;
+
+-- As enqueue. But where one of the array that says "raise" meets an execution, nothing is inserted.
+create function conductor.enqueue_or_nothing(specs json, recheck boolean default false)
+    returns table (asked uuid, met uuid)
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    meetings json;
+begin
+    begin
+        select json_agg(e) into meetings from conductor.enqueue(specs, recheck) e;
+        if exists (
+            select from json_to_recordset(meetings) as m (asked uuid)
+            join json_to_recordset(specs) as s (id uuid, on_duplicate text) on s.id = m.asked
+            where s.on_duplicate = 'raise'
+        ) then
+            raise exception 'duplicate' using errcode = 'CD409';
+        end if;
+    exception when sqlstate 'CD409' then
+        null;  -- what was inserted is gone; what was met is known
+    end;
+    return query select m.asked, m.met
+    from json_to_recordset(meetings) as m (asked uuid, met uuid);
 end
 $$;
 

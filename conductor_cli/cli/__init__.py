@@ -23,7 +23,9 @@ from conductor_cli.cli.init import init
 from conductor_cli.cli.invoke import invoke
 from conductor_cli.cli.migrate import migrate
 from conductor_cli.cli.options import Given, Group
+from conductor_cli.cli.queues import queues
 from conductor_cli.cli.run import run
+from conductor_cli.cli.schedules import schedules
 from conductor_cli.cli.start_server import start_server
 from conductor_cli.cli.status import status
 from conductor_cli.cli.tasks import tasks
@@ -44,7 +46,7 @@ def root() -> None:
 
 for _command in (
     *(init, start_server, drain, migrate, invoke, run, tasks, generate_task),
-    *(executions, status, doctor, healthcheck),
+    *(executions, schedules, queues, status, doctor, healthcheck),
 ):
     root.add_command(_command)
 

@@ -3,42 +3,78 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from conductor_cli import database, errors, interrupts, orchestrator, telemetry
 from conductor_cli.cli import process
 from conductor_cli.service import Deadline, backoff
-from conductor_cli.web import WebServer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Future
 
+    from conductor_cli.cli.options import Given
+    from conductor_cli.client import Conductor
     from conductor_cli.config import Config
     from conductor_cli.orchestrator import Orchestrator
     from conductor_cli.service import Service
 
 SPARE: Final = 0.5  # seconds of shutdown_timeout kept for the last words
-PATIENCE_WITH_WEB: Final = 1.0
+PATIENCE_WITH_FACE: Final = 1.0
 SECOND_SIGNAL_AFTER: Final = interrupts.SECOND_SIGNAL_AFTER
 
 log: Final = logging.getLogger("conductor.server")
 
 
-class Daemon:
-    """Runs an orchestrator and its web server, and knows when to stop.
+class Served(Protocol):
+    """What a daemon runs: an orchestrator, or a supervisor of processes with one each."""
 
-    Whatever happens (a signal, the end of the start, a death) leaves a note; the main thread does
-    nothing but act on the notes, one after the other. What takes time has a thread of its own.
+    conductor: Conductor
+    stopped: Future[None]
+
+    @property
+    def problems(self) -> Sequence[str]: ...
+    def start(self, *, signals: bool) -> None: ...
+    def stop(self) -> None: ...
+    def hurry(self) -> None: ...
+
+
+class Face(Protocol):
+    """Where a daemon shows itself: on the web, or to the process that has started it."""
+
+    def start(self) -> None: ...
+    def announce(self) -> None: ...
+    def stop(self) -> None: ...
+    def join(self, deadline: Deadline, /) -> bool: ...
+
+
+class Daemon:
+    """Runs an orchestrator and shows how it is, and knows when to stop.
+
+    ``hurry_start`` lets a start that may take long end early, for a stop waits until it is over.
+    ``is_child``: it has a parent, which counts the signals and has been let into the database
+    before. Whatever happens (a signal, the end of the start, a death) leaves a note; the main
+    thread does nothing but act on the notes, one after the other. What takes time has a thread
+    of its own.
     """
 
-    def __init__(self, served: Orchestrator, config: Config) -> None:
+    def __init__(
+        self,
+        served: Served,
+        config: Config,
+        face: Callable[[Daemon], Face],
+        *,
+        hurry_start: Callable[[], object] = lambda: None,
+        is_child: bool = False,
+    ) -> None:
         self._served = served
         self._config = config
+        self._hurry_start, self._is_child = hurry_start, is_child
         self._notes = process.Notes()
         self._code: int | None = None
         self._death: Died | None = None
@@ -49,23 +85,20 @@ class Daemon:
         # Whoever takes it first decides: the main thread to leave, or the starter to go where
         # leaving takes a proper stop.
         self._turn = threading.Lock()
-        self._web = WebServer(
-            config.server.host, config.server.port, readiness=self._reasons,
-            token=config.server.token, dashboard=config.server.dashboard, on_death=self._web_died,
-        )  # fmt: skip
+        self._face = face(self)
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit code. Raises what ended it otherwise.
 
         Unless it has stopped properly, some of its threads may still run then.
         """
-        process.hear(lambda: self._notes.put(partial(self._asked, time.monotonic())))
-        self._web.start()
+        process.hear(self.ask_to_stop)
+        self._face.start()
         threading.Thread(target=self._start, name="starter", daemon=True).start()
         while self._code is None:
             (self._notes.get(self._deadline) or self._run_out_of_time)()
-        self._web.stop()
-        self._web.join(Deadline(PATIENCE_WITH_WEB))
+        self._face.stop()
+        self._face.join(Deadline(PATIENCE_WITH_FACE))
         if self._death is not None:
             raise self._death
         return self._code
@@ -80,12 +113,30 @@ class Daemon:
         """Seconds until the process should be gone."""
         return self._deadline.remaining or 0.0
 
+    # From any thread
+
+    def note(self, call: Callable[[], object]) -> None:
+        """Have the main thread do it."""
+        self._notes.put(call)
+
+    def ask_to_stop(self) -> None:
+        """As SIGTERM and SIGINT do."""
+        self.note(partial(self._asked, time.monotonic()))
+
+    def hurry(self) -> None:
+        """Hand back at once what still runs, of a server that stops."""
+        self._served.hurry()
+
+    def reasons(self) -> Sequence[str]:
+        """Why it is not ready, from memory; nothing when it is."""
+        return self._served.problems if self._why_not is None else [self._why_not]
+
+    def lose_face(self, service: Service, error: BaseException) -> None:
+        """No longer to be looked at, it stops as if asked to, and says why."""
+        self.note(partial(self._lose_face, service.name, error))
+
     def _end(self, code: int) -> None:
         self._code = code
-
-    def _reasons(self) -> Sequence[str]:
-        """Called in the web server's loop: answers from memory."""
-        return self._served.problems if self._why_not is None else [self._why_not]
 
     # In the main thread, as notes
 
@@ -101,9 +152,11 @@ class Daemon:
                 self._stop()
             elif self._turn.acquire(blocking=False):
                 self._end(0)  # nothing runs yet
-        elif moment - self._asked_at >= SECOND_SIGNAL_AFTER:
+            else:
+                self._hurry_start()
+        elif not self._is_child and moment - self._asked_at >= SECOND_SIGNAL_AFTER:
             log.warning("A second signal: what still runs is handed back")
-            self._served.hurry()
+            self.hurry()
 
     def _started(self) -> None:
         self._is_up = True
@@ -113,13 +166,7 @@ class Daemon:
             return
         self._why_not = None
         process.notify("READY=1")
-        log.info(
-            "Serving %s", self._web.url,
-            extra={
-                "queues": [spec.queue for spec in self._served.workers],
-                "tasks": len({task.name for spec in self._served.workers for task in spec.tasks}),
-            },
-        )  # fmt: skip
+        self._face.announce()
 
     def _run_out_of_time(self) -> None:
         limit = self._config.coordinator.shutdown_timeout
@@ -137,14 +184,13 @@ class Daemon:
         match error := stopped.exception():
             case None:
                 self._end(0)
-            case errors.SchemaTooNew() | errors.ShutdownTimeout():
+            case errors.SchemaTooNew() | errors.ShutdownTimeout() | Died():
                 raise error
             case _:
                 raise Died(f"A part of the server died: {_told(error)}") from error
 
-    def _lose_web(self, error: BaseException) -> None:
-        """No longer to be looked at, it stops as if asked to, and says why."""
-        self._death = Died(f"The web server died: {_told(error)}")
+    def _lose_face(self, name: str, error: BaseException) -> None:
+        self._death = Died(f"The service {name!r} died: {_told(error)}")
         self._asked(time.monotonic())
 
     def _stop(self) -> None:
@@ -158,9 +204,6 @@ class Daemon:
 
     def _leave_word(self, stopped: Future[None]) -> None:
         self._notes.put(partial(self._stopped, stopped))
-
-    def _web_died(self, _service: Service, error: BaseException) -> None:
-        self._notes.put(partial(self._lose_web, error))
 
     def _start(self) -> None:
         try:
@@ -178,7 +221,7 @@ class Daemon:
                     telemetry.emit("database.back", component="server")
                 return
             except Exception as error:
-                if isinstance(error, errors.CredentialsRefused) or not database.is_transient(error):
+                if not database.is_transient(error) or self._is_refused(error):
                     raise
                 troubles += 1
                 self._tell_unreachable(error)
@@ -199,6 +242,9 @@ class Daemon:
             raise
         self._notes.put(self._started)
 
+    def _is_refused(self, error: Exception) -> bool:
+        return isinstance(error, errors.CredentialsRefused) and not self._is_child
+
     def _tell_unreachable(self, error: Exception) -> None:
         if self._asked_at is None:
             self._why_not = f"the database is unreachable: {error}"
@@ -207,6 +253,24 @@ class Daemon:
 
 class Died(errors.ConductorError):
     """A part of the server ended by itself."""
+
+
+def described(served: Orchestrator) -> Mapping[str, object]:
+    """What it serves, for the line that says that it is up."""
+    return {
+        "queues": [spec.queue for spec in served.workers],
+        "tasks": len({task.name for spec in served.workers for task in spec.tasks}),
+    }
+
+
+def let_go(given: Given, server: Daemon) -> None:
+    """Once all of it has stopped let the interpreter end by itself, exit handlers included; but
+    not for ever: threads that tasks have left behind could hold it."""
+    if server.has_stopped:
+        given.leaves_threads = False
+        timer = threading.Timer(server.time_left, os._exit, [0])
+        timer.daemon = True
+        timer.start()
 
 
 def _told(error: BaseException) -> str:

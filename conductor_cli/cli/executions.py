@@ -27,15 +27,6 @@ PREVIEWED: Final = 20
 NOTHING_CHANGED: Final = 1
 
 
-class ListByDefault(options.Group):
-    """Lists when no command is named: ``conductor executions --state failed``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or (args[0].startswith("-") and args[0] != "--help"):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
-
-
 def filters(command: F) -> F:
     """The filters that all of these commands share."""
     for option in (
@@ -51,7 +42,7 @@ def filters(command: F) -> F:
     return command
 
 
-@click.group(cls=ListByDefault)
+@click.group(cls=options.ListByDefault)
 def executions() -> None:
     """Look at executions, retry and cancel them. An id may be cut short where it stays unique."""
 

@@ -72,6 +72,8 @@ def _later(execution: Execution, seconds: float) -> str:
 
 
 def _obstacles(execution: Execution, standing: Standing) -> list[str]:
+    if standing.paused:
+        return [f"Its queue is paused: `conductor queues resume {execution.queue}` lets it go on."]
     if not standing.servers:
         return [
             f"No server serves its queue {execution.queue!r}: start one with "

@@ -54,8 +54,8 @@ class Step:
 
 
 def _migrate(config: Config, *, as_json: bool) -> int:
-    from conductor_cli import coordinator
     from conductor_cli import migrate as schema
+    from conductor_cli import registration
     from conductor_cli.cli import session
     from conductor_cli.orchestrator import Orchestrator
     from conductor_cli.pump import Retention
@@ -66,10 +66,11 @@ def _migrate(config: Config, *, as_json: bool) -> int:
         database = served.conductor.database
         session.reach(database)
         applied = schema.upgrade(database)
-        tasks, schedules = coordinator.register(
-            database, served.workers, timezone=config.scheduler.timezone,
+        given = registration.Definitions.of(
+            served.workers, timezone=config.scheduler.timezone,
             retention=Retention(config.retention.completed, config.retention.failed),
         )  # fmt: skip
+        tasks, schedules = registration.register(database, given, anew=True)
         served.close()
     _show(Migrated([each.name for each in applied], tasks, schedules), as_json=as_json)
     return 0

@@ -83,6 +83,15 @@ class Group(click.Group):
         return list(self.commands)
 
 
+class ListByDefault(Group):
+    """Lists when no command is named: ``conductor executions --state failed``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] != "--help"):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
 json_flag: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 queue_flags: Final = click.option(
     "--queue", "queues", multiple=True, metavar="QUEUE", help="Only this queue; may be repeated."

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from conductor_cli.catalog import schedule_specs
 from conductor_cli.cli import output, session
 from conductor_cli.config import Config, check_exposure
-from conductor_cli.coordinator import first_tick
 from conductor_cli.orchestrator import Orchestrator
+from conductor_cli.scheduling import first_tick
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,10 +38,12 @@ class Trigger:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``server`` is an address, ``database`` a description without its password."""
+    """``server`` is an address, ``database`` a description without its password; each of
+    ``processes`` serves all of ``queues``."""
 
     server: str
     database: str
+    processes: int
     queues: list[Queue]
     triggers: list[Trigger]
 
@@ -57,6 +59,7 @@ def of(config: Config, queues: Sequence[str], *, jobs: bool) -> Plan:
     return Plan(
         server=f"http://{config.server.host}:{config.server.port}",
         database=session.where(config),
+        processes=config.worker.processes if jobs else 1,
         queues=[_queue(worker) for worker in served],
         triggers=[each for worker in served for each in _triggers(worker, config)],
     )
@@ -68,6 +71,7 @@ def show(plan: Plan, *, as_json: bool) -> None:
         output.json(plan)
         return
     output.say(f"Server:   {plan.server}\nDatabase: {output.plain(plan.database)}")
+    output.say(f"Processes: {plan.processes}")
     if not plan.queues:
         output.say("No queue would be served.")
         return
@@ -89,6 +93,12 @@ def _queue(worker: WorkerSpec) -> Queue:
 def _triggers(worker: WorkerSpec, config: Config) -> list[Trigger]:
     now = datetime.now(UTC).timestamp()
     return [
-        Trigger(spec.task, spec.name, spec.expression, spec.timezone, first_tick(spec, now))
+        Trigger(
+            spec.task,
+            spec.name,
+            spec.expression,
+            spec.timezone,
+            first_tick(spec, now),
+        )
         for spec in schedule_specs(worker.tasks, config.scheduler.timezone)
     ]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import select
 import signal
 import socket
 import sys
+import threading
+import traceback
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
+
+from conductor_cli import telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from conductor_cli.service import Deadline
 
 STOPS: Final = (signal.SIGTERM, signal.SIGINT)
+HEAR_AGAIN: Final = 5.0  # seconds
 FORWARDED: Final = (*STOPS, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -45,9 +49,14 @@ class Notes:
         while True:
             with suppress(Empty):
                 return self._calls.get_nowait()
-            if not select.select([self._read_end], [], [], deadline.remaining)[0]:
+            left = deadline.remaining
+            limit = HEAR_AGAIN if left is None else min(HEAR_AGAIN, left)
+            if select.select([self._read_end], [], [], limit)[0]:
+                os.read(self._read_end, 4096)
+            elif deadline.has_passed:
                 return None
-            os.read(self._read_end, 4096)
+            else:
+                _hear_again()
 
 
 def begin(on_stop: Callable[[], object]) -> None:
@@ -59,14 +68,33 @@ def begin(on_stop: Callable[[], object]) -> None:
         _leave_init_behind()
     hear(on_stop)
     os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_forget)
-    with suppress(Exception):  # stderr is closed
-        faulthandler.register(signal.SIGUSR1, file=sys.__stderr__ or sys.stderr, all_threads=True)
+    signal.signal(signal.SIGUSR1, lambda *_: tell_stacks())
+
+
+def tell_stacks() -> None:
+    """Write the stacks of all threads, with their names, to where the log goes.
+
+    Not by faulthandler: it reads them while threads run, and has been seen to crash on them.
+    """
+    frames = sys._current_frames()
+    parts = [f"Stacks of process {os.getpid()}:\n"]
+    for thread in threading.enumerate():
+        if (frame := frames.get(thread.ident or 0)) is not None:
+            parts.append(f"Thread {thread.name} (most recent call last):\n")
+            parts += traceback.format_stack(frame)
+    telemetry.write("".join(parts))
 
 
 def hear(on_stop: Callable[[], object]) -> None:
     """Call ``on_stop`` at each SIGTERM and SIGINT."""
     for number in STOPS:
         signal.signal(number, lambda *_: on_stop())
+
+
+def _hear_again() -> None:
+    """What a library that a task has loaded may have done to the handlers, below Python."""
+    for number in STOPS:
+        signal.signal(number, signal.getsignal(number))
 
 
 def notify(state: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,9 @@ if TYPE_CHECKING:
 @options.server_flags
 @options.queue_flags
 @click.option("--concurrency", type=int, help="How many tasks run at once, in every queue.")
+@click.option("--processes", type=int, help="How many processes work, each as configured.")
 @click.option("--dry-run", is_flag=True, help="Show what would be served, and start nothing.")
+@click.option("--child", type=int, hidden=True)  # of another start-server, at this pipe
 @options.json_flag
 @click.pass_obj
 def start_server(
@@ -33,7 +34,9 @@ def start_server(
     port: int | None,
     queues: Sequence[str],
     concurrency: int | None,
+    processes: int | None,
     dry_run: bool,
+    child: int | None,
     as_json: bool,
 ) -> int:
     """Run the server: workers, scheduler, health checks, metrics.
@@ -41,14 +44,25 @@ def start_server(
     It works until SIGTERM or SIGINT (Ctrl-C), then lets running tasks finish within
     coordinator.shutdown_timeout and hands back the rest; a second signal hands back at once.
     A database that does not answer is waited for. SIGUSR1 prints the stacks of all threads.
+
+    Python runs one task at a time on a core; with --processes N tasks use N cores. One of them
+    that dies is replaced, and what it ran runs again elsewhere at once.
     """
+    if child is not None:
+        from conductor_cli.cli import child as one_of_several
+
+        return one_of_several.serve(given, child)
     from conductor_cli.cli import plan, process, session
 
     if as_json and not dry_run:
         raise options.Refused("--json goes with --dry-run.")
     if not dry_run:
         process.begin(lambda: os._exit(0))  # nothing has been started yet
-    flags = {**options.server_overrides(host, port), "worker.concurrency": concurrency}
+    flags = {
+        **options.server_overrides(host, port),
+        "worker.concurrency": concurrency,
+        "worker.processes": processes,
+    }
     config = _everywhere(session.settings(given, flags), concurrency)
     if dry_run:
         plan.show(plan.of(config, queues, jobs=not without_jobs), as_json=as_json)
@@ -66,28 +80,33 @@ def _everywhere(config: Config, concurrency: int | None) -> Config:
 
 
 def _serve(given: options.Given, config: Config, queues: Sequence[str], *, jobs: bool) -> int:
-    from conductor_cli import telemetry
-    from conductor_cli.cli import daemon, session
     from conductor_cli.config import check_exposure
-    from conductor_cli.orchestrator import Orchestrator
 
     check_exposure(config)
+    if jobs and config.worker.processes > 1:
+        from conductor_cli.cli import supervisor
+
+        return supervisor.serve(given, config, queues)
+    return _serve_here(given, config, queues, jobs=jobs)
+
+
+def _serve_here(given: options.Given, config: Config, queues: Sequence[str], *, jobs: bool) -> int:
+    """In this process, which is all of the server."""
+    from conductor_cli import telemetry
+    from conductor_cli.cli import daemon, session
+    from conductor_cli.cli.front import Front
+    from conductor_cli.orchestrator import Orchestrator
+
     telemetry.configure(config.log.level, config.log.format)
     session.tasks(config)  # a mistake in a module is told before anything starts
     with session.located(config, daemon.log.info) as found:
         orchestrator = Orchestrator.from_config(found, queues=queues, jobs=jobs)
-        server = daemon.Daemon(orchestrator, config)
+        server = daemon.Daemon(
+            orchestrator,
+            config,
+            lambda shown: Front(shown, config, lambda: daemon.described(orchestrator)),
+        )
         given.leaves_threads = True
         code = server.run()
-    if server.has_stopped:
-        given.leaves_threads = False
-        _end_within(server.time_left)
+    daemon.let_go(given, server)
     return code
-
-
-def _end_within(seconds: float) -> None:
-    """Let the interpreter end by itself, exit handlers included, but not for ever: threads that
-    tasks have left behind could hold it."""
-    timer = threading.Timer(seconds, os._exit, [0])
-    timer.daemon = True
-    timer.start()

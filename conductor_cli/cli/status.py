@@ -51,11 +51,11 @@ def _read(conn: Connection) -> Status:
 
 
 QUEUES: Final = (
-    *("queue", "ready", "scheduled", "retrying", "blocked", "waiting", "running"),
+    *("queue", "paused", "ready", "scheduled", "retrying", "blocked", "waiting", "running"),
     *("oldest_ready_seconds", "finished_last_minute", "failed_last_minute"),
 )
 SHORT_QUEUES: Final = (
-    *("queue", "ready", "later", "retry", "held", "wait", "run"),
+    *("queue", "paused", "ready", "later", "retry", "held", "wait", "run"),
     *("oldest (s)", "done/min", "bad/min"),
 )
 SERVERS: Final = (

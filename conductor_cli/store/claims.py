@@ -67,7 +67,7 @@ EXCHANGE: Final = Statement(
             set_config('lock_timeout', '100ms', true)
     ), gone as (
         delete from conductor.live l using outcome o
-        where l.id = o.id and l.token = o.token and l.state::text = 'x' and l.flags & ~1 = 0
+        where l.id = o.id and l.token = o.token and l.state::text = 'x' and l.flags & ~9 = 0
         returning l.*, o.state as ending, o.result, o.error as reason, o.keep
     ), kept as (
         insert into conductor.history (
@@ -94,13 +94,17 @@ EXCHANGE: Final = Statement(
                   %(from_rank)s::smallint,
                   coalesce(%(from_run_at)s::timestamptz, '-infinity'),
                   %(from_seq)s::bigint)
+              and not exists (select from conductor.queues  -- once; locked against conductor.pause
+                              where name = %(queue)s and paused for key share)
             order by rank, run_at, seq
             limit %(limit)s
             for update skip locked))
         returning id, token, task, payload, attempt, failures, crashes, timeout, metadata, event,
             rank, run_at, seq, flags
     ), summary as (
-        select count(*) as ended, count(*) filter (where flags & 1 <> 0) as cancelled from gone
+        select count(*) as ended, count(*) filter (where flags & 1 <> 0) as cancelled,
+            count(conductor.notify_ended(id)) filter (where flags & 8 <> 0) as told
+        from gone
     )
     select c.id, c.token, c.task, c.payload::text, c.attempt, c.failures, c.crashes, c.timeout,
         c.metadata::text, c.event::text, c.rank, c.run_at, c.seq, c.flags,
@@ -306,7 +310,7 @@ INSPECT: Final = Statement(
     -- token, was written by an earlier try whose reply was lost.
     select o.id, case
         when l.token = o.token and l.state = 'x' and l.flags & 1 <> 0 then 'cancelled'
-        when l.token = o.token and l.state = 'x' and l.flags & ~1 <> 0 then 'flagged'
+        when l.token = o.token and l.state = 'x' and l.flags & ~9 <> 0 then 'flagged'
         when l.token = o.token and l.state = 'x' then 'locked'
         when l.token = o.token then 'recorded'
         when exists (select from conductor.history h where h.id = o.id and h.token = o.token)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 REGISTER_TASKS: Final = Statement(
     row=int,
     sql="""
-    -- Last writer wins: two versions side by side leave the newer start's options.
+    -- Last writer wins: who may write is decided before (see SUPERSEDED).
     with given as (
         select * from json_to_recordset(%(tasks)s::text::json) as t (
             queue text, name text, home boolean, priority smallint, max_attempts int,
@@ -29,32 +29,92 @@ REGISTER_TASKS: Final = Statement(
     ), written as (
         insert into conductor.tasks (
             queue, name, home, priority, max_attempts, max_crashes, retain_completed,
-            retain_failed, options, registered_at)
+            retain_failed, options, edition, registered_at)
         select queue, name, home, priority, max_attempts, max_crashes, retain_completed,
-            retain_failed, options, conductor.now()
+            retain_failed, options, %(edition)s, conductor.now()
         from given
         on conflict (queue, name) do update set
             home = excluded.home, priority = excluded.priority,
             max_attempts = excluded.max_attempts, max_crashes = excluded.max_crashes,
             retain_completed = excluded.retain_completed,
             retain_failed = excluded.retain_failed, options = excluded.options,
-            registered_at = excluded.registered_at
+            edition = excluded.edition, registered_at = excluded.registered_at
         returning 1
     ), moved as (
         -- A task that has moved to another queue is at home in the new one only.
         update conductor.tasks t set home = false
         from given g
         where g.home and t.name = g.name and t.queue <> g.queue and t.home
-        returning 1
+        returning t.name, t.queue as left, g.queue as entered
+    ), followed as (
+        update conductor.schedules s set queue = m.entered
+        from moved m
+        where s.task = m.name and s.queue = m.left and not s.declared
     )
     select (select count(*) from written)::int + 0 * (select count(*) from moved)::int
     """,
 )
 
 
-def register_tasks(conn: Connection, tasks: Sequence[TaskSpec]) -> None:
+def register_tasks(conn: Connection, tasks: Sequence[TaskSpec], edition: str = "") -> None:
     """Make options known to those who have no Python at hand."""
-    REGISTER_TASKS.only(conn, tasks=msgspec.json.encode(tasks).decode())
+    REGISTER_TASKS.only(conn, tasks=msgspec.json.encode(tasks).decode(), edition=edition)
+
+
+KNOW_EDITION: Final = Statement(
+    row=int,
+    sql="""
+    -- The first to come with an edition dates it; an operator's word dates it anew.
+    insert into conductor.editions as e (edition, known_since)
+    values (%(edition)s, conductor.now())
+    on conflict (edition) do update set known_since =
+        case when %(anew)s then excluded.known_since else e.known_since end
+    returning 1
+    """,
+)
+
+SUPERSEDED: Final = Statement(
+    row=str,
+    sql="""
+    -- Reads only. Of two versions that run side by side the one that was known last defines what
+    -- both serve, whichever of them starts last. Once none of its servers lives the other does:
+    -- two that register at once settle it at the next look.
+    select distinct t.name
+    from conductor.tasks t
+    join conductor.editions theirs on theirs.edition = t.edition
+    join conductor.editions mine on mine.edition = %(edition)s
+    where t.name = any (%(tasks)s) and theirs.known_since > mine.known_since
+      and exists (
+          select from conductor.orchestrators o
+          where o.edition = t.edition and not o.stopping
+            and greatest(o.beat_at, pg_postmaster_start_time())
+                + o.timeout * interval '1 second' > conductor.now())
+    """,
+)
+
+FOREIGN: Final = Statement(
+    row=str,
+    sql="""
+    -- Reads only.
+    select distinct t.name from conductor.tasks t
+    where t.name = any (%(tasks)s) and t.edition <> %(edition)s and t.home
+    """,
+)
+
+
+def know_edition(conn: Connection, edition: str, *, anew: bool = False) -> None:
+    """Remember since when an edition is known; ``anew``: since now."""
+    KNOW_EDITION.only(conn, edition=edition, anew=anew)
+
+
+def superseded(conn: Connection, edition: str, tasks: Sequence[str]) -> set[str]:
+    """Those of these tasks that a living server of a later edition has defined."""
+    return set(SUPERSEDED.all(conn, edition=edition, tasks=list(tasks)))
+
+
+def foreign(conn: Connection, edition: str, tasks: Sequence[str]) -> set[str]:
+    """Those of these tasks that stand as another edition has defined them."""
+    return set(FOREIGN.all(conn, edition=edition, tasks=list(tasks)))
 
 
 class Registered(msgspec.Struct, frozen=True):
@@ -99,33 +159,37 @@ SAVE_SCHEDULES: Final = Statement(
     row=int,
     sql="""
     -- A schedule that has not changed keeps its next tick, so that a restart neither loses nor
-    -- repeats one. Schedules of tasks that are served and no longer name them are removed.
+    -- repeats one. Schedules of tasks that are served and no longer name them are removed; those
+    -- made at run time stay, and do not replace a declared one.
     with given as (
         select * from json_to_recordset(%(schedules)s::text::json) as s (
             task text, name text, queue text, expression text, timezone text, missed text,
-            payload text, next_at timestamptz)
+            payload text, declared boolean, next_at timestamptz)
         order by task, name
     ), removed as (
         delete from conductor.schedules s
-        where s.task = any (%(tasks)s)
+        where s.task = any (%(tasks)s) and s.declared
           and not exists (select from given g where g.task = s.task and g.name = s.name)
         returning 1
     ), saved as (
         insert into conductor.schedules as s (
-            task, name, queue, expression, timezone, missed, payload, next_at, changed_at)
-        select task, name, queue, expression, timezone, missed, payload::json, next_at,
+            task, name, queue, expression, timezone, missed, payload, declared, next_at,
+            changed_at)
+        select task, name, queue, expression, timezone, missed, payload::json, declared, next_at,
             conductor.now()
         from given
         on conflict (task, name) do update set
             queue = excluded.queue, missed = excluded.missed, payload = excluded.payload,
             expression = excluded.expression, timezone = excluded.timezone,
+            declared = excluded.declared,
             next_at = case
                 when (s.expression, s.timezone) = (excluded.expression, excluded.timezone)
                 then s.next_at else excluded.next_at end,
             changed_at = excluded.changed_at
-        where (s.queue, s.missed, s.expression, s.timezone, s.payload::text)
+        where (excluded.declared or not s.declared)
+          and (s.queue, s.missed, s.expression, s.timezone, s.declared, s.payload::text)
             is distinct from (excluded.queue, excluded.missed, excluded.expression,
-                              excluded.timezone, excluded.payload::text)
+                              excluded.timezone, excluded.declared, excluded.payload::text)
         returning 1
     ), changes as (
         select (select count(*) from removed) + (select count(*) from saved) as n
@@ -185,7 +249,7 @@ DUE_SCHEDULES: Final = Statement(
     select task, name, expression, timezone, missed, next_at, conductor.now() as now,
         next_at <= conductor.now() as due
     from conductor.schedules
-    where next_at is not null
+    where next_at is not null and not paused
     order by next_at, task, name
     limit 100
     """,
@@ -204,7 +268,7 @@ TICK: Final = Statement(
     -- row lock lets one move it, and the other then finds another value and inserts nothing.
     with moved as (
         update conductor.schedules set next_at = %(next_at)s, last_at = %(expected)s
-        where task = %(task)s and name = %(name)s and next_at = %(expected)s
+        where task = %(task)s and name = %(name)s and next_at = %(expected)s and not paused
         returning task, name, queue, payload
     ), specs as (
         select conductor.uuid7() as id, m.task, m.name, m.queue, m.payload, tick.at,

@@ -32,6 +32,10 @@ def emit(conn: Connection, event: str, payload: str) -> UUID:
     return EMIT.only(conn, event=event, payload=payload)
 
 
+# On connections that callers lend, as in executions.
+LENT: Final = "select cast(conductor.emit($1, cast(cast($2 as text) as jsonb)) as text)"
+
+
 DISPATCH: Final = Statement(
     row=int,
     sql="""

@@ -61,6 +61,17 @@ def enqueue_plain(conn: Connection, rows: str, *, task: str, queue: str, rank: i
     ENQUEUE_PLAIN.run(conn, rows=rows, task=task, queue=queue, rank=rank)
 
 
+# On connections that callers lend, of drivers of which not every one lets "::" follow a parameter.
+LENT: Final = """
+    select cast(asked as text), cast(met as text)
+    from conductor.enqueue(cast(cast($1 as text) as json), cast($2 as boolean))
+"""
+LENT_OR_NOTHING: Final = """
+    select cast(asked as text), cast(met as text)
+    from conductor.enqueue_or_nothing(cast(cast($1 as text) as json), cast($2 as boolean))
+"""
+
+
 CANCEL: Final = Statement(
     row=bool,
     sql="""
@@ -135,6 +146,64 @@ def retry(conn: Connection, id: UUID, *, restart: bool = False) -> bool:
     What it has recorded is kept, unless it is to ``restart`` from its beginning.
     """
     return RETRY.one(conn, id=id, restart=restart) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """One that had not ended; ``marked``: its end will be told."""
+
+    id: UUID
+    marked: bool
+
+
+MARK: Final = Statement(
+    row=Marked,
+    sql="""
+    -- Whoever ends a marked row tells of it, and the mark is on the row itself: an end comes either
+    -- before the mark, and then there is no row to mark, or after it, and is told. A row that
+    -- somebody has locked is left for the next time. The lock is held for no flush to disk (a mark
+    -- lost in a crash is made up for by polling); a claim that skipped the row meanwhile is told
+    -- to look again. In id order, as all that lock several rows.
+    with quick as materialized (
+        select set_config('synchronous_commit', 'off', true),
+            (select pg_notify(%(channel)s, 'ping') where %(channel)s::text is not null)
+    ), asked as materialized (
+        select l.id from quick, conductor.live l
+        where l.id = any (%(ids)s) and l.flags & 8 = 0
+        order by l.id
+        for no key update of l skip locked
+    ), marked as (
+        update conductor.live l set flags = l.flags | 8 from asked a where l.id = a.id
+        returning l.id, l.queue, l.rank, l.state
+    ), told as materialized (
+        select conductor.notify_queue(queue, min(rank), null) from marked
+        where state = 'r' group by queue
+    )
+    select l.id, l.flags & 8 <> 0 or l.id in (select id from marked) as marked
+    from quick, conductor.live l
+    where l.id = any (%(ids)s) and (select count(*) from told) >= 0
+    """,
+)
+
+
+def mark(conn: Connection, ids: Sequence[UUID], *, ping: str | None) -> dict[UUID, bool]:
+    """Have the ends of these told on ``conductor_ended``. Those that have not ended, and of each
+    whether that has worked. ``ping``: a channel on which to prove to oneself that one hears."""
+    return {m.id: m.marked for m in MARK.all(conn, ids=list(ids), channel=ping)}
+
+
+NOT_ENDED: Final = Statement(
+    row=UUID,
+    sql="""
+    -- Reads only.
+    select id from conductor.live where id = any (%(ids)s)
+    """,
+)
+
+
+def not_ended(conn: Connection, ids: Sequence[UUID]) -> list[UUID]:
+    """Those of these executions that exist and have not ended."""
+    return NOT_ENDED.all(conn, ids=list(ids))
 
 
 HASTEN: Final = Statement(

@@ -21,9 +21,9 @@ JOIN: Final = Statement(
     -- Also for a server that was declared dead and comes back: what it held is not its own
     -- any more, whatever its id.
     insert into conductor.orchestrators (
-        id, started_at, beat_at, timeout, version, hostname, pid, queues)
+        id, started_at, beat_at, timeout, version, hostname, pid, queues, edition)
     values (%(id)s, conductor.now(), conductor.now(), %(timeout)s, %(version)s, %(hostname)s,
-            %(pid)s, %(queues)s)
+            %(pid)s, %(queues)s, %(edition)s)
     on conflict (id) do update set beat_at = conductor.now()
     returning 1
     """,
@@ -39,11 +39,13 @@ def join(
     hostname: str,
     pid: int,
     queues: Sequence[str],
+    edition: str = "",
 ) -> None:
     """Enter a server into the fleet. ``timeout``: seconds of silence after which it is dead."""
     JOIN.only(
         conn,
         id=id, timeout=timeout, version=version, hostname=hostname, pid=pid, queues=list(queues),
+        edition=edition,
     )  # fmt: skip
 
 
@@ -87,7 +89,8 @@ class Pulse:
 
     ``known``: the fleet still counts this server among the living. ``term``: the number of the
     term this server leads, None when it does not lead. ``look_in``: when the next server or
-    the lease would expire. ``cancelled``: what it runs and should stop running.
+    the lease would expire. ``cancelled``: what it runs and should stop running. ``breaking``: the
+    last migration of the schema that programs must know to work on it.
     """
 
     known: bool
@@ -95,6 +98,7 @@ class Pulse:
     look_in: float | None
     clock: float
     cancelled: list[UUID]
+    breaking: int | None
 
 
 BEAT: Final = Statement(
@@ -133,7 +137,8 @@ BEAT: Final = Statement(
         ) - conductor.now())::float8 as look_in,
         extract(epoch from clock_timestamp())::float8 as clock,
         array(select id from conductor.live
-              where owner = %(id)s and state = 'x' and flags & 1 <> 0) as cancelled
+              where owner = %(id)s and state = 'x' and flags & 1 <> 0) as cancelled,
+        (select max(version) from conductor.migrations where breaking) as breaking
     from (select pg_notify('conductor_' || replace(%(id)s::text, '-', ''), 'ping')) ping
     """,
 )
@@ -193,22 +198,31 @@ RESCUE: Final = Statement(
     -- beats just now. Nobody could beat before Postgres itself had started. Rows whose owner is
     -- not in the fleet at all are rescued too. Of the suspects (see models.is_suspect) that a
     -- server held it ran only the first that it had claimed: the crash is charged to no other.
+    -- Where one is named that is known to have ended, it alone is judged, and no silence at all:
+    -- its term ends, too.
     with dead as materialized (
         select id from conductor.orchestrators
-        where greatest(beat_at, pg_postmaster_start_time()) + timeout * interval '1 second'
-            <= conductor.now()
+        where case when %(fallen)s::uuid is null
+            then greatest(beat_at, pg_postmaster_start_time()) + timeout * interval '1 second'
+                <= conductor.now()
+            else id = %(fallen)s end
         order by id
         for update skip locked
     ), buried as (
         delete from conductor.orchestrators o using dead d where o.id = d.id
+    ), resigned as (
+        update conductor.leadership set leader = null where leader = %(fallen)s
+        returning pg_notify('conductor', 'leaderless')
     ), held as materialized (
         select l.id, l.queue, l.flags, l.owner, l.started_at, l.attempt, l.rank, l.run_at, l.seq,
             l.crashes, coalesce(t.max_crashes, 3) as max_crashes,
             l.crashes >= greatest(1, least(2, coalesce(t.max_crashes, 3))) as suspect
         from conductor.live l
         left join conductor.tasks t on t.queue = l.queue and t.name = l.task
-        where l.state = 'x' and (l.owner in (select id from dead)
-           or not exists (select from conductor.orchestrators o where o.id = l.owner))
+        where l.state = 'x' and case when %(fallen)s::uuid is null
+            then l.owner in (select id from dead)
+                or not exists (select from conductor.orchestrators o where o.id = l.owner)
+            else l.owner = %(fallen)s end
         order by l.id
         for update of l skip locked
     ), charged as materialized (
@@ -252,9 +266,13 @@ RESCUE: Final = Statement(
 )
 
 
-def rescue(conn: Connection) -> list[Rescued]:
-    """Give back what servers ran that are dead by the database's clock; per queue."""
-    return RESCUE.all(conn)
+def rescue(conn: Connection, *, fallen: UUID | None = None) -> list[Rescued]:
+    """Give back what servers ran that are dead by the database's clock; per queue.
+
+    ``fallen``: instead, what this one ran and nothing else. Only for one whose process is known
+    to have ended, for it is not asked whether it still beats.
+    """
+    return RESCUE.all(conn, fallen=fallen)
 
 
 ROTATE: Final = Statement(

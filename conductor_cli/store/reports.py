@@ -162,9 +162,9 @@ def by_prefix(conn: Connection, low: UUID, high: UUID, limit: int) -> list[Execu
 class Backlog:
     """What is left in some queues, counted in one snapshot.
 
-    ``ready``: could be claimed by whoever serves ``tasks``; ``running``: anywhere; ``expiring``:
-    those of ``waiting`` that go on at a moment, whatever comes; ``events``: to be dispatched;
-    ``next_in``: seconds until the next scheduled or retrying one is due.
+    ``ready``: could be claimed by whoever serves ``tasks``; ``running``: anywhere; ``blocked``: by
+    a limit, or because its queue is paused; ``events``: to be dispatched; ``later``: will be ready
+    by itself; ``next_in``: seconds until the next scheduled or retrying one is due.
     """
 
     ready: int
@@ -172,10 +172,10 @@ class Backlog:
     retrying: int
     scheduled: int
     waiting: int
-    expiring: int
     blocked: int
     unserved: int
     events: int
+    later: int
     next_in: float | None
 
 
@@ -184,26 +184,30 @@ BACKLOG: Final = Statement(
     sql="""
     -- One snapshot, so that what moves between states is counted exactly once.
     select
-        (count(*) filter (where served and (state = 'r'
-            or state in ('s', 'w') and run_at <= conductor.now())))::int as ready,
+        (count(*) filter (where served and due and not paused))::int as ready,
         (count(*) filter (where state = 'x'))::int as running,
-        (count(*) filter (where served and state = 's' and retrying
-            and run_at > conductor.now()))::int as retrying,
-        (count(*) filter (where served and state = 's' and not retrying
-            and run_at > conductor.now()))::int as scheduled,
+        (count(*) filter (where served and retries
+            and (state = 's' and not due or due and paused)))::int as retrying,
+        (count(*) filter (where served and state = 's' and not retries
+            and not due))::int as scheduled,
         (count(*) filter (where state = 'w'))::int as waiting,
-        (count(*) filter (where served and state = 'w' and run_at > conductor.now()))::int
-            as expiring,
-        (count(*) filter (where served and state = 'b'))::int as blocked,
+        (count(*) filter (where served
+            and (state = 'b' or due and paused and not retries)))::int as blocked,
         (count(*) filter (where not served and state in ('r', 's', 'b')))::int as unserved,
         (select count(*) from conductor.events)::int as events,
+        (count(*) filter (where not paused and served and not due
+            and (state = 's' or state = 'w' and run_at is not null)))::int as later,
         extract(epoch from min(run_at) filter (
             where served and state in ('s', 'w') and run_at > conductor.now())
             - conductor.now())::float8 as next_in
     from (
-        select state, run_at, task = any (%(tasks)s) as served,
-            flags & 64 <> 0 or failures > 0 and flags & 32 = 0 as retrying
-        from conductor.live where queue = any (%(queues)s)
+        select l.state, l.run_at, l.task = any (%(tasks)s) as served,
+            coalesce(q.paused, false) as paused,
+            l.flags & 64 <> 0 or l.failures > 0 and l.flags & 32 = 0 as retries,
+            l.state = 'r' or l.state in ('s', 'w') and coalesce(l.run_at <= conductor.now(), false)
+                as due
+        from conductor.live l left join conductor.queues q on q.name = l.queue
+        where l.queue = any (%(queues)s)
     ) l
     """,
 )
@@ -219,6 +223,7 @@ class QueueReport:
     """One queue: live counts, and what it has finished in the last minute."""
 
     queue: str
+    paused: bool
     ready: int
     scheduled: int
     retrying: int
@@ -254,14 +259,17 @@ QUEUES: Final = Statement(
     ), names as (
         select queue from live union select queue from recent
         union select queue from conductor.tasks
+        union select name from conductor.queues where paused
     )
-    select n.queue, coalesce(l.ready, 0)::int as ready, coalesce(l.scheduled, 0)::int as scheduled,
+    select n.queue, coalesce(q.paused, false) as paused,
+        coalesce(l.ready, 0)::int as ready, coalesce(l.scheduled, 0)::int as scheduled,
         coalesce(l.retrying, 0)::int as retrying, coalesce(l.blocked, 0)::int as blocked,
         coalesce(l.waiting, 0)::int as waiting, coalesce(l.running, 0)::int as running,
         l.oldest as oldest_ready_seconds,
         coalesce(r.finished, 0)::int as finished_last_minute,
         coalesce(r.failed, 0)::int as failed_last_minute
     from names n left join live l using (queue) left join recent r using (queue)
+    left join conductor.queues q on q.name = n.queue
     order by n.queue
     """,
 )
@@ -336,7 +344,7 @@ class Standing:
 
     ``due_in``: seconds, None without a deadline; ``ahead``: how many ready ones of its queue come
     first, counted to 10,000; ``servers``: living ones of its queue; ``registered``: whether its
-    task is served there; ``host`` and ``pid``: of the server that runs it.
+    task is served there; ``paused``: its queue; ``host`` and ``pid``: of the server that runs it.
     """
 
     state: str
@@ -344,6 +352,7 @@ class Standing:
     ahead: int
     servers: int
     registered: bool
+    paused: bool
     cancel_asked: bool
     host: str | None
     pid: int | None
@@ -366,6 +375,7 @@ STANDING: Final = Statement(
            and o.beat_at + o.timeout * interval '1 second' > conductor.now())::int as servers,
         exists (select from conductor.tasks t
                 where t.queue = l.queue and t.name = l.task) as registered,
+        exists (select from conductor.queues q where q.name = l.queue and q.paused) as paused,
         l.flags & 1 <> 0 as cancel_asked, s.hostname as host, s.pid
     from conductor.live l left join conductor.orchestrators s on s.id = l.owner
     where l.id = %(id)s

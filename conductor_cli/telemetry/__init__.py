@@ -11,24 +11,28 @@ Until the command calls `configure`, nothing is set up: events become records of
 logger "conductor", handled by that thread, and the application decides what to do with them.
 
 The rooms, from the top: the ways in are ``events``, ``bridge`` (stdlib logging) and ``tasklog``
-(structlog); the ways out ``writer`` and ``scrape`` (Prometheus). ``summary`` and ``meters`` keep
-numbers, ``lines`` and ``text`` render, ``catalogue`` says what there is.
+(structlog); the ways out ``writer`` and ``scrape`` (Prometheus), which ``sums`` up several
+processes. ``summary`` and ``meters`` keep numbers, ``lines`` and ``text`` render, ``catalogue``
+says what there is.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from conductor_cli.telemetry import events, lines
 from conductor_cli.telemetry.bridge import Bridge
 from conductor_cli.telemetry.catalogue import BUCKETS, CATALOGUE, HISTOGRAMS
-from conductor_cli.telemetry.events import emit, flush, subscribe
-from conductor_cli.telemetry.meters import gauge, observe
+from conductor_cli.telemetry.events import emit, flush, subscribe, write
+from conductor_cli.telemetry.meters import contribute, gauge, observe
 from conductor_cli.telemetry.text import redact
+from conductor_cli.telemetry.writer import Turn
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import TextIO
 
     from structlog.typing import FilteringBoundLogger
@@ -39,6 +43,7 @@ __all__ = [
     "HISTOGRAMS",
     "METRICS_TYPE",
     "configure",
+    "contribute",
     "emit",
     "flush",
     "gauge",
@@ -48,6 +53,7 @@ __all__ = [
     "redact",
     "reset",
     "subscribe",
+    "write",
 ]
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -55,18 +61,29 @@ METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _bridge: Final = Bridge()
 
 
-def configure(level: str = "info", format: str = "auto", stream: TextIO | None = None) -> None:
+def configure(
+    level: str = "info",
+    format: str = "auto",
+    stream: TextIO | None = None,
+    *,
+    common: Mapping[str, object] = MappingProxyType({}),
+    turns: int | None = None,
+) -> None:
     """Write lines to ``stream`` (default: stderr) and take over the root of stdlib logging.
 
-    ``format``: "json", "console", or "auto": console on a terminal, JSON otherwise. May be called
-    again; lines of the previous setting are given a second to get out. For the command only.
+    ``format``: "json", "console", or "auto": console on a terminal, JSON otherwise. Where several
+    processes write there, ``common`` is what each of its lines says of this one, and ``turns`` a
+    file that all have open and lock to write. May be called again; lines of the previous setting
+    are given a second to get out. For the command only.
     """
     if level.lower() not in lines.LEVELS or format not in {"auto", "console", "json"}:
         raise ValueError(f"No such log level or format: {level!r}, {format!r}.")
     stream = sys.stderr if stream is None else stream
     readable = format == "console" or (format == "auto" and _is_terminal(stream))
     threshold = lines.LEVELS[level.lower()]
-    events.switch(lines.Lines(threshold, lines.as_console if readable else lines.as_json), stream)
+    render = lines.as_console if readable else lines.as_json
+    turn = None if turns is None else Turn(turns)
+    events.switch(lines.Lines(threshold, render, common), stream, turn)
     logging.root.addHandler(_bridge)
     logging.root.setLevel(threshold)
 
@@ -74,6 +91,7 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
 def reset() -> None:
     """Undo `configure`: events go to the stdlib logger "conductor" again. For tests."""
     logging.root.removeHandler(_bridge)
+    _bridge.forget()
     logging.root.setLevel(logging.WARNING)
     events.switch(lines.Records(), None)
 
@@ -88,7 +106,8 @@ def logger(**bound: object) -> FilteringBoundLogger:
 def metrics() -> bytes:
     """All counters, histograms and gauges as Prometheus text (`METRICS_TYPE`).
 
-    A gauge that cannot be read is left out and told as an event.
+    What other processes have contributed is added. A gauge that cannot be read is left out and
+    told as an event.
     """
     from conductor_cli.telemetry import scrape
 

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from typing import Final
 
 from conductor_cli.telemetry import events, text
+
+# The driver and its pools tell every failed try of an outage: of each one line a second is enough.
+_DRIVER: Final = "psycopg"
+_DRIVER_LINE_EVERY: Final = 1.0
 
 _OWN_KEYS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 class Bridge(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self._driver_lines: dict[str, float] = {}
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
+            if self._is_one_too_many(record):
+                return
             extra = {k: v for k, v in vars(record).items() if k not in _OWN_KEYS}
             stack = {"stack": record.stack_info} if record.stack_info else {}
             fields = {"logger": record.name, **extra, **stack}
@@ -21,6 +32,19 @@ class Bridge(logging.Handler):
             events.writer.submit(record.levelno, _message(record), fields, error)
         except Exception:
             events.writer.lose(1)
+
+    def forget(self) -> None:
+        """Begin anew, as if nothing had been logged."""
+        self._driver_lines.clear()
+
+    def _is_one_too_many(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] != _DRIVER:
+            return False
+        now = time.monotonic()
+        if now - self._driver_lines.get(record.name, -_DRIVER_LINE_EVERY) < _DRIVER_LINE_EVERY:
+            return True
+        self._driver_lines[record.name] = now
+        return False
 
 
 def error_of(exc_info: object) -> BaseException | None:

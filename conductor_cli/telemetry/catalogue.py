@@ -40,6 +40,8 @@ CATALOGUE: Final[Mapping[str, Event]] = {
     "server.stopping": _told(INFO, "The server was asked to stop."),
     "server.stopped": _told(INFO, "The server has stopped."),
     "server.declared_dead": _counted(ERROR, "Times a peer declared this server dead."),
+    "process.started": _told(INFO, "The server starts one of its processes."),
+    "process.ended": _counted(WARNING, "Processes of the server that ended by themselves."),
     "service.died": _counted(ERROR, "Services that ended with an error.", "service"),
     "executions.claimed": _counted(DEBUG, "Executions claimed.", "queue"),
     "executions.finished": _counted(DEBUG, "Executions that ended.", "queue", "task", "state"),
@@ -73,6 +75,11 @@ CATALOGUE: Final[Mapping[str, Event]] = {
     "listener.lost": _counted(WARNING, "Times the listener went silent and polling took over."),
     "tasks.registered": _told(INFO, "The tasks this server serves were registered."),
     "migration.applied": _told(INFO, "A migration was applied."),
+    "migration.waiting": _told(INFO, "A migration waits for somebody's lock; it tries again."),
+    "schema.outgrown": _told(ERROR, "The schema has become newer than this program can work with."),
+    "tasks.superseded": _told(
+        INFO, "Tasks whose options a later version that runs has defined; they were left so."
+    ),
     "gauge.failed": _counted(WARNING, "Gauges that could not be read.", "gauge", line_every=60.0),
     "log.lines_dropped": _counted(WARNING, "Log lines lost to a full queue or broken output."),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import sys
 from logging import INFO
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from typing import TextIO, TypeAlias
 
     from conductor_cli.telemetry.lines import Form
+    from conductor_cli.telemetry.writer import Turn
 
     Handler: TypeAlias = Callable[[str, int, Mapping[str, object]], None]
 
@@ -67,9 +69,17 @@ def flush(timeout: float) -> bool:
     return writer.flush(timeout)
 
 
-def switch(form: Form, stream: TextIO | None) -> None:
+def write(text: str) -> None:
+    """Put ``text`` between the lines, as it is; to stderr where no output has been configured."""
+    if writer.stream is None:
+        sys.stderr.write(text)
+    else:
+        writer.put(text)
+
+
+def switch(form: Form, stream: TextIO | None, turn: Turn | None = None) -> None:
     """From now on lines take this form and go there; those on their way get a second to get out."""
-    _replace(form, stream).retire()
+    _replace(form, stream, turn).retire()
 
 
 def _tell(event: str, count: int, fields: Mapping[str, object]) -> None:
@@ -80,13 +90,13 @@ def _tell(event: str, count: int, fields: Mapping[str, object]) -> None:
 
 def _begin_in_child() -> None:
     """A forked child has no writer thread and may have inherited the writer's locks held."""
-    _replace(writer.form, writer.stream)
+    _replace(writer.form, writer.stream, writer.turn)
 
 
-def _replace(form: Form, stream: TextIO | None) -> Writer:
+def _replace(form: Form, stream: TextIO | None, turn: Turn | None) -> Writer:
     """Make a new writer the current one; returns the one before."""
     global writer
-    previous, writer = writer, Writer(form, stream, Summary(emit))
+    previous, writer = writer, Writer(form, stream, Summary(emit), turn)
     return previous
 
 

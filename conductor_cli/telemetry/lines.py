@@ -7,6 +7,7 @@ import json
 import logging
 import traceback
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from conductor_cli.telemetry import text
@@ -28,16 +29,18 @@ _OURS: Final = frozenset({"timestamp", "level", "event"})
 
 
 class Lines:
-    """The configured form: text for our own stream."""
+    """The configured form: text for our own stream. ``common`` stands in every line."""
 
-    def __init__(self, threshold: int, render: Render) -> None:
-        self._threshold, self._render = threshold, render
+    def __init__(self, threshold: int, render: Render, common: Fields = MappingProxyType({})):
+        self._threshold, self._render, self._common = threshold, render, common
 
     def enabled(self, level: int) -> bool:
         return level >= self._threshold
 
     def item(self, level: int, event: str, fields: Fields, error: BaseException | None) -> str:
         name = _LEVEL_NAMES.get(level) or logging.getLevelName(level).lower()
+        if self._common:
+            fields = {**self._common, **fields}
         if error is not None:
             fields = {**fields, "exception": "".join(traceback.format_exception(error))}
         return self._line(name, event, fields) + "\n"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Key: TypeAlias = tuple[str, ...]  # the name, then the values of its labels
     Reader: TypeAlias = Callable[[], Mapping[tuple[str, ...], float]]
+    Source: TypeAlias = Callable[[], Iterable[bytes]]
 
 
 class Gauge(NamedTuple):
@@ -35,6 +36,7 @@ _counts: dict[Key, int] = {}
 _observed: dict[Key, list[float]] = {}
 _last_lines: dict[Key, float] = {}
 _gauges: dict[object, Gauge] = {}
+_sources: dict[object, Source] = {}
 
 
 def count(event: str, known: Event, amount: int, fields: Mapping[str, object]) -> bool:
@@ -79,6 +81,24 @@ def gauge(name: str, help: str, read: Reader, labels: tuple[str, ...] = ()) -> C
     return undo
 
 
+def contribute(source: Source) -> Callable[[], None]:
+    """Have the numbers of other processes added to each scrape; returns the undo.
+
+    ``source`` returns what `metrics` says in each of them.
+    """
+    entry = object()
+    _sources[entry] = source
+
+    def undo() -> None:
+        _sources.pop(entry, None)
+
+    return undo
+
+
+def contributed() -> list[bytes]:
+    return [text for source in tuple(_sources.values()) for text in source()]
+
+
 def counts() -> dict[Key, int]:
     with _lock:
         return dict(_counts)
@@ -96,7 +116,7 @@ def gauges() -> tuple[Gauge, ...]:
 
 def _begin_in_child() -> None:
     """A forked child counts from zero."""
-    for numbers in (_counts, _observed, _last_lines):
+    for numbers in (_counts, _observed, _last_lines, _sources):
         numbers.clear()
     _lock.release()
 

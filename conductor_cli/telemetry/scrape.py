@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from conductor_cli.telemetry import events, meters
+from conductor_cli.telemetry import events, meters, sums
 from conductor_cli.telemetry.catalogue import BUCKETS, CATALOGUE, HISTOGRAMS
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ def text() -> bytes:
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     registry.register(_Families())
-    return generate_latest(registry)
+    own = generate_latest(registry)
+    others = meters.contributed()
+    return sums.of([own, *others]) if others else own
 
 
 class _Families:

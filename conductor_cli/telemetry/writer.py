@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import threading
@@ -27,14 +28,34 @@ _SPARE_LINES: Final = 2_000  # room that only warnings and worse may use
 _LOST: Final = "log.lines_dropped"
 
 
+class Turn:
+    """Lets one of several processes write at a time, so that no line is torn by another's.
+
+    A pipe takes only short writes whole. ``file`` is one that all of them have open; the kernel
+    drops the lock of whoever dies.
+    """
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+
+    def __enter__(self) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *exc_info: object) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+
 class Writer:
     """Lines of one ``form`` for one ``stream``, and its ``summary`` now and then.
 
-    Only its own thread touches the stream. The first item starts it, in each process anew.
+    Only its own thread touches the stream, and only when it is this process's ``turn``. The
+    first item starts it, in each process anew.
     """
 
-    def __init__(self, form: Form, stream: TextIO | None, summary: Summary) -> None:
-        self.form, self.stream, self.summary = form, stream, summary
+    def __init__(
+        self, form: Form, stream: TextIO | None, summary: Summary, turn: Turn | None = None
+    ) -> None:
+        self.form, self.stream, self.summary, self.turn = form, stream, summary, turn
         self._items: SimpleQueue[Item] = SimpleQueue()  # the one queue whose put is re-entrant
         self._lock = threading.RLock()  # re-entrant as well, for finalizers that log
         self._thread: threading.Thread | None = None
@@ -48,7 +69,7 @@ class Writer:
         if self._items.qsize() >= _QUEUED_LINES + spare:
             self.lose(1)
         else:
-            self._put(self.form.item(level, event, fields, error))
+            self.put(self.form.item(level, event, fields, error))
 
     def lose(self, count: int) -> None:
         meters.count(_LOST, CATALOGUE[_LOST], count, {})
@@ -57,7 +78,7 @@ class Writer:
 
     def wake(self) -> None:
         """Have the thread look when the summary is due."""
-        self._put(None)
+        self.put(None)
 
     def flush(self, timeout: float) -> bool:
         if self._thread is None or self._thread is threading.current_thread():
@@ -72,7 +93,8 @@ class Writer:
         self._retired = True
         self._items.put(None)
 
-    def _put(self, item: Item) -> None:
+    def put(self, item: Item) -> None:
+        """Queue it, whatever its length; does not wait."""
         self._items.put(item)
         if self._thread is None:
             self._start()
@@ -118,7 +140,8 @@ class Writer:
         if not lines:
             return False
         try:
-            _write_all(self.stream, "".join(lines))
+            with self.turn or contextlib.nullcontext():
+                _write_all(self.stream, "".join(lines))
         except Exception:  # closed, gone, disk full: the next lines try again
             self.lose(len(lines))
             return False

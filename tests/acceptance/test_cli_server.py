@@ -273,7 +273,8 @@ def test_sigusr1_tells_the_stacks_of_all_threads(project: Project) -> None:
     with project.start("start-server") as server:
         server.wait_until_ready()
         server.signal(signal.SIGUSR1)
-        server.wait_for("most recent call first")
+        server.wait_for(f"Stacks of process {server.process.pid}:")
+        server.wait_for("Thread worker.default.1 (most recent call last):")
         server.wait_for("daemon.py")
         server.signal(signal.SIGTERM)
         assert server.end() == 0

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 SETTING = Statement(row=str, sql="select current_setting(%(name)s)")
 LIMITS = {
-    "statement_timeout": "30s",
+    "statement_timeout": "10s",
     "lock_timeout": "10s",
     "idle_in_transaction_session_timeout": "1min",
     "transaction_isolation": "read committed",
@@ -109,13 +109,13 @@ def test_a_pooler_is_found_out(database: Database, direct_url: str) -> None:
     direct = Database(direct_url)
     with direct.connect("test") as conn:
         assert not direct.is_behind_pooler
-        assert SETTING.only(conn, name="statement_timeout") == "30s"
+        assert SETTING.only(conn, name="statement_timeout") == "10s"
 
 
 def test_the_pool_finds_it_out_too(database: Database) -> None:
     with database.transaction() as conn:
         assert database.is_behind_pooler
-        assert SETTING.only(conn, name="statement_timeout") == "30s"
+        assert SETTING.only(conn, name="statement_timeout") == "10s"
     database.close()
 
 
@@ -191,7 +191,7 @@ def test_a_pooler_that_is_configured_is_believed(direct_url: str) -> None:
     assert database.is_behind_pooler
     with database.connect("test") as conn:
         assert conn.execute("show statement_timeout").fetchone() == ("0",)
-        assert SETTING.only(conn, name="statement_timeout") == "30s"
+        assert SETTING.only(conn, name="statement_timeout") == "10s"
 
 
 def test_one_that_keeps_sessions_apart_is_believed_too(database_url: str) -> None:

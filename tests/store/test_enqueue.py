@@ -154,6 +154,23 @@ def test_what_is_sent_again_while_it_runs_is_not_touched(conn: Connection) -> No
     assert (row.state, row.token, row.payload) == ("x", claimed.token, 1)
 
 
+def test_what_is_sent_again_while_it_ends_does_not_run_again(
+    conn: Connection, database: Database
+) -> None:
+    sent = spec()
+    assert enqueue(conn, sent) == []
+    claimed = claim_one(conn)
+    ending, again = database.connect("ending"), database.connect("again")
+    with ending, again, background() as start:
+        with ending.transaction():
+            assert finish(ending, end(claimed)).missing == []
+            meeting = start(enqueue, again, sent, recheck=True)
+            wait_until_blocked(conn, again)
+        assert meeting.result(10) == []
+    assert _count(conn) == 0
+    assert history(conn, claimed.id).state == "c"
+
+
 @pytest.mark.parametrize("key", [None, "k"])
 def test_what_is_sent_again_after_it_ended_does_not_run_again(
     conn: Connection, key: str | None

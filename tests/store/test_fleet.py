@@ -376,6 +376,61 @@ def test_a_cancel_asked_counts_for_more_than_too_many_crashes(
     assert state(conn, asked.id) == "cancelled"
 
 
+def test_of_one_that_has_fallen_everything_is_given_back_without_waiting_for_its_silence(
+    conn: Connection, ears: Ears
+) -> None:
+    fallen, alive = join(conn), join(conn)
+    lost, kept, orphan = running(conn, fallen), running(conn, alive), running(conn, uuid4())
+    ears.heard()
+    assert fleet.rescue(conn, fallen=fallen) == [Rescued("q", returned=1, crashed=0, owners=1)]
+    row = live(conn, lost.id)
+    assert (row.state, row.owner, row.token, row.crashes, row.failures) == ("r", None, None, 1, 0)
+    assert [live(conn, c.id).state for c in (kept, orphan)] == ["x", "x"]
+    assert ears.payloads() == ["ready:0:q"]
+    assert scalar(conn, "select id from conductor.orchestrators") == alive
+    assert fleet.rescue(conn, fallen=fallen) == []
+
+
+def test_what_the_last_claim_of_one_that_has_fallen_took_is_given_back_too(
+    conn: Connection,
+) -> None:
+    fallen = join(conn)
+    assert fleet.rescue(conn, fallen=fallen) == []
+    late = running(conn, fallen)
+    assert fleet.rescue(conn, fallen=fallen) == [Rescued("q", 1, 0, 0)]
+    assert state(conn, late.id) == "pending"
+
+
+def test_a_crash_of_one_that_has_fallen_counts_as_any(conn: Connection) -> None:
+    register(conn, max_crashes=0)
+    fallen = join(conn)
+    lost = running(conn, fallen)
+    assert fleet.rescue(conn, fallen=fallen) == [Rescued("q", 0, 1, 1)]
+    assert history(conn, lost.id).error["type"] == "Crashed"
+
+
+def test_the_term_of_one_that_has_fallen_ends_and_nobody_elses(
+    conn: Connection, ears: Ears
+) -> None:
+    leader, other = join(conn), join(conn)
+    assert beat(conn, leader, stands=True).term == 1
+    ears.heard()
+    fleet.rescue(conn, fallen=other)
+    assert beat(conn, leader, stands=True, term=1).term == 1
+    fleet.rescue(conn, fallen=leader)
+    assert ears.payloads() == ["leaderless"]
+    successor = join(conn)
+    assert beat(conn, successor, stands=True).term == 2
+
+
+def test_a_rescue_by_silence_leaves_the_lease_alone(conn: Connection, clock: Clock) -> None:
+    leader = join(conn)
+    beat(conn, leader, stands=True)
+    clock.advance(60)
+    fleet.rescue(conn)
+    assert scalar(conn, "select leader from conductor.leadership") == leader
+
+
 def test_rescuers_at_once_give_back_once(
     database: Database, conn: Connection, clock: Clock
 ) -> None:

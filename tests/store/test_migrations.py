@@ -6,16 +6,22 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 import pytest
 
 from conductor_cli import migrate
 from conductor_cli.database import Database
-from conductor_cli.errors import ConductorError, SchemaMissing, SchemaTooNew
-from tests.support.sessions import at_once
+from conductor_cli.errors import (
+    ConductorError,
+    DatabaseUnavailable,
+    SchemaMissing,
+    SchemaTooNew,
+)
+from tests.support.sessions import Ears, at_once, background
 from tests.support.store import scalar
 
 if TYPE_CHECKING:
@@ -245,3 +251,106 @@ def _run_by_hand(text: str, url: str, folder: Path) -> None:
     command = [psql, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", str(file), url]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def _statements(sql: str) -> list[str]:
+    """The statements of a file, bodies of functions in one piece."""
+    found, begun, quoted = [], "", False
+    for line in sql.splitlines(keepends=True):
+        begun += line
+        quoted ^= line.count("$$") % 2 == 1
+        if not quoted and line.partition("--")[0].rstrip().endswith(";"):
+            found.append(begun)
+            begun = ""
+    return found
+
+
+def _size(database: Database) -> Any:
+    """How many relations and functions there are of ours."""
+    with database.connect("look") as conn:
+        return conn.execute(
+            """select (select count(*) from pg_class where relnamespace = n),
+                (select count(*) from pg_proc where pronamespace = n)
+            from (select oid as n from pg_namespace where nspname = 'conductor') ours"""
+        ).fetchone()
+
+
+def test_a_migrator_whose_session_is_killed_at_any_statement_leaves_nothing_half_done(
+    fresh: Database, folder: Path
+) -> None:
+    whole = {file: file.read_text() for file in sorted(folder.iterdir())}
+    done: list[str] = []
+    size = _size(fresh)
+    kill = "select pg_terminate_backend(pg_backend_pid());\n"
+    places = 0
+    for file, text in whole.items():
+        parts = _statements(text)
+        assert "".join(parts).strip() == text.strip()
+        for place in range(1, len(parts) + 1):  # after each, the last included
+            file.write_text("".join([*parts[:place], kill, *parts[place:]]))
+            with pytest.raises(DatabaseUnavailable):
+                migrate.upgrade(fresh)
+            assert _names(fresh) == done
+            assert _size(fresh) == size
+            places += 1
+        file.write_text(text)
+        # Without those to come, so that this one alone is applied.
+        later = [other for other in whole if other > file]
+        for other in later:
+            other.unlink()
+        assert [m.name for m in migrate.upgrade(fresh)] == [file.stem]
+        for other in later:
+            other.write_text(whole[other])
+        done.append(file.stem)
+        size = _size(fresh)
+    assert places > 25
+    migrate.check(fresh)
+
+
+def test_a_migration_waits_for_locks_in_turns_and_lets_work_go_on(
+    database: Database, folder: Path, conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "LOCK_PAUSE", 0.3)
+    _write(folder, "0900_change_live", "alter table conductor.live add column extra text;")
+    stalls = []
+    with background() as start, database.connect("holder") as holder:
+        with holder.transaction():
+            holder.execute("select count(*) from conductor.live")
+            upgraded = start(migrate.upgrade, database)
+            until = time.monotonic() + 4
+            while time.monotonic() < until:
+                began = time.monotonic()
+                conn.execute("select count(*) from conductor.live")
+                stalls.append(time.monotonic() - began)
+                time.sleep(0.01)
+            assert not upgraded.done()
+        assert [m.name for m in upgraded.result(20)] == ["0900_change_live"]
+    assert 0.5 < max(stalls) < 3, max(stalls)  # it did wait, and gave way
+
+
+def test_a_migration_that_never_gets_its_locks_says_so(
+    database: Database, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "LOCK_PAUSE", 0.1)
+    monkeypatch.setattr(migrate, "LOCK_PATIENCE", 0.5)
+    _write(folder, "0900_change_live", "alter table conductor.live add column extra text;")
+    with database.connect("holder") as holder, holder.transaction():
+        holder.execute("select count(*) from conductor.live")
+        with pytest.raises(ConductorError, match=r"0900_change_live.*pg_stat_activity") as raised:
+            migrate.upgrade(database)
+    assert not isinstance(raised.value, DatabaseUnavailable)
+    assert [m.name for m in migrate.upgrade(database)] == ["0900_change_live"]
+
+
+def test_servers_hear_of_a_migration_when_it_is_there(
+    database: Database, folder: Path, conn: Connection, tmp_path: Path
+) -> None:
+    ears = Ears(conn, "conductor")
+    _write(folder, "0900_add_a", "create table conductor.a ();")
+    migrate.upgrade(database)
+    assert ears.payloads() == ["schema"]
+    _write(folder, "0901_add_b", "create table conductor.b ();")
+    with database.connect("look") as look:
+        text = migrate.script(look)
+    _run_by_hand(text, database.url, tmp_path)
+    assert ears.payloads() == ["schema"]

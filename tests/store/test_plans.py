@@ -174,6 +174,12 @@ def test_rescue_reads_what_runs(planned: Connection) -> None:
     assert plan.buffers < 60 * 100
 
 
+def test_the_rescue_of_one_that_has_fallen_reads_what_runs(planned: Connection) -> None:
+    plan = explain(planned, fleet.RESCUE, fallen=UUID(SERVER.format(2)))
+    assert plan.indexes("live") <= {"live_owner", "live_pkey"}
+    assert plan.read("live") <= 500 + 2 * 100
+
+
 @pytest.mark.parametrize("statement", [fleet.BEAT, claims.RECONCILE])
 def test_a_server_reads_what_it_runs(planned: Connection, statement: Any) -> None:
     plan = explain(

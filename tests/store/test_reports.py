@@ -18,7 +18,7 @@ from conductor_cli.models import (
     Retrying,
     State,
 )
-from conductor_cli.store import claims, executions, fleet, reports
+from conductor_cli.store import claims, executions, fleet, queues, reports
 from conductor_cli.store.claims import Requeued
 from conductor_cli.store.reports import Backlog, QueueReport, UnservedReport
 from tests.support.store import (
@@ -264,22 +264,33 @@ def test_a_backlog_counts_each_execution_once(conn: Connection, clock: Clock) ->
     add(conn, "unserved", delay=5)
     add(conn, queue="elsewhere")
     assert reports.backlog(conn, ["q", "p"], ["t"]) == Backlog(
-        ready=1,
-        running=1,
-        retrying=1,
-        scheduled=1,
-        waiting=2,
-        expiring=1,
-        blocked=1,
-        unserved=2,
-        events=0,
-        next_in=10.0,
-    )
+        ready=1, running=1, retrying=1, scheduled=1, waiting=2, blocked=1, unserved=2, events=0,
+        later=3, next_in=10.0,
+    )  # fmt: skip
     clock.advance(10)
     later = reports.backlog(conn, ["q"], ["t"])
     assert (later.ready, later.scheduled, later.next_in) == (2, 0, 30.0)
     clock.advance(30)
     assert reports.backlog(conn, ["q"], ["t"]).next_in == pytest.approx(10)
+
+
+def test_of_a_paused_queue_nothing_is_ready_and_nothing_comes_by_itself(
+    conn: Connection, clock: Clock
+) -> None:
+    clock.stop(MOMENT)
+    running(conn)
+    retrying(conn, delay=50)
+    add(conn)
+    add(conn, delay=10)
+    waiting(conn)
+    assert queues.pause(conn, "q")
+    assert reports.backlog(conn, ["q"], ["t"]) == Backlog(
+        ready=0, running=1, retrying=1, scheduled=1, waiting=1, blocked=1, unserved=0, events=0,
+        later=0, next_in=10.0,
+    )  # fmt: skip
+    clock.advance(60)
+    left = reports.backlog(conn, ["q"], ["t"])
+    assert (left.ready, left.retrying, left.scheduled, left.blocked) == (0, 1, 0, 2)
 
 
 def test_an_empty_backlog(conn: Connection) -> None:
@@ -313,9 +324,9 @@ def test_queues_are_reported_with_what_they_hold(conn: Connection, clock: Clock)
     blocked(conn)
     waiting(conn)
     assert reports.queues(conn) == [
-        QueueReport("b.idle", 0, 0, 0, 0, 0, 0, None, 0, 0),
+        QueueReport("b.idle", False, 0, 0, 0, 0, 0, 0, None, 0, 0),
         QueueReport(
-            "q", ready=3, scheduled=1, retrying=1, blocked=1, waiting=1, running=1,
+            "q", False, ready=3, scheduled=1, retrying=1, blocked=1, waiting=1, running=1,
             oldest_ready_seconds=20.0, finished_last_minute=2, failed_last_minute=1,
         ),
     ]  # fmt: skip

@@ -47,7 +47,9 @@ if TYPE_CHECKING:
 ROLES: Final = ("worker", "producer", "viewer")
 STORE: Final = {n: s for n, s in all_statements().items() if n.startswith("store.")}
 # What a client asks: to invoke, to wait, to cancel, to look.
-CLIENT: Final = ("ENQUEUE", "CANCEL", "GET", "LIST", "BY_PREFIX", "FIND_TASK", "TASK_NAMES")
+CLIENT: Final = (
+    "ENQUEUE", "CANCEL", "MARK", "NOT_ENDED", "GET", "LIST", "BY_PREFIX", "FIND_TASK", "TASK_NAMES"
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -375,6 +375,7 @@ def test_no_secret_shows_in_a_problem_of_the_environment(name: str) -> None:
         ("tasks", "max_payload = 0", "tasks.max_payload = 0: expected an integer from 1"),
         ("worker", "concurrency = 0", "worker.concurrency = 0: expected an integer from 1 to 1000"),
         ("worker", "concurrency = 1001", "worker.concurrency = 1001: expected"),
+        ("worker", "processes = 0", "worker.processes = 0: expected an integer from 1 to 64"),
         ("worker", "poll_interval = 0", "worker.poll_interval = 0: expected seconds, more than 0"),
         ("worker", "poll_interval = inf", "worker.poll_interval = inf: expected seconds"),
         ("worker", "poll_interval = nan", "worker.poll_interval = nan: expected seconds"),

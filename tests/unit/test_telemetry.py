@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -315,7 +316,7 @@ def test_a_level_that_does_not_exist_is_refused(out: StringIO) -> None:
 
 def test_stdlib_logging_goes_the_same_way(out: StringIO) -> None:
     telemetry.configure("info", "json", out)
-    log = logging.getLogger("psycopg.pool")
+    log = logging.getLogger("uvicorn.error")
     log.debug("too quiet")
     log.warning("lost %d", 3, extra={"pool": "p1"})
     try:
@@ -323,8 +324,20 @@ def test_stdlib_logging_goes_the_same_way(out: StringIO) -> None:
     except KeyError:
         log.exception("broken")
     first, second = lines(out)
-    assert (first["logger"], first["event"], first["pool"]) == ("psycopg.pool", "lost 3", "p1")
+    assert (first["logger"], first["event"], first["pool"]) == ("uvicorn.error", "lost 3", "p1")
     assert "KeyError: 'x'" in second["exception"]
+
+
+def test_the_driver_is_heard_once_a_second_and_others_always(out: StringIO) -> None:
+    telemetry.configure(format="json", stream=out)
+    for n in range(50):
+        logging.getLogger("psycopg.pool").warning("error connecting %d", n)
+        logging.getLogger("psycopg").warning("error ignored %d", n)
+        logging.getLogger("shop").warning("sold %d", n)
+    by_logger = Counter(line["logger"] for line in lines(out))
+    assert by_logger["shop"] == 50
+    assert 1 <= by_logger["psycopg"] <= 5
+    assert 1 <= by_logger["psycopg.pool"] <= 5
 
 
 def test_a_stdlib_record_that_cannot_be_formatted_is_logged_as_it_is() -> None:
@@ -653,3 +666,77 @@ def test_a_gauge_that_fails_is_left_out_and_told(wrong: Any) -> None:
 def test_a_gauge_prometheus_would_refuse_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="not-a-name"):
         telemetry.gauge("not-a-name", "", dict)
+
+
+# ── Several processes ────────────────────────────────────────────────────────────────────
+
+
+def test_what_other_processes_contribute_is_added_and_some_gauges_are_not() -> None:
+    mine = {"conductor_running": 1.0, "conductor_heartbeat_age_seconds": 2.0}
+    undo = [
+        telemetry.gauge(name, "A gauge.", lambda value=value: {(): value})
+        for name, value in mine.items()
+    ]
+    telemetry.emit("executions.claimed", count=3, queue="sum")
+    telemetry.observe("execution.run", [0.02, 7000.0], "sum", "t")
+    one = telemetry.metrics()
+    before = counted("conductor_executions_claimed_total", queue="sum")
+    observed = counted("conductor_execution_run_seconds_count", queue="sum", task="t")
+    undo.append(
+        telemetry.contribute(lambda: [one, one.replace(b"age_seconds 2.0", b"age_seconds 9.0")])
+    )
+    assert counted("conductor_executions_claimed_total", queue="sum") == 3 * before
+    assert counted("conductor_execution_run_seconds_count", queue="sum", task="t") == 3 * observed
+    bucket = {"queue": "sum", "task": "t", "le": "0.025"}
+    assert counted("conductor_execution_run_seconds_bucket", **bucket) == 3 * (observed - 1)
+    assert counted("conductor_running") == 3
+    assert counted("conductor_heartbeat_age_seconds") == 9
+    for each in undo:
+        each()
+    assert counted("conductor_executions_claimed_total", queue="sum") == before
+
+
+def test_a_process_that_has_ended_leaves_what_it_counted_and_no_gauge() -> None:
+    from conductor_cli.telemetry import sums
+
+    undo = telemetry.gauge("conductor_running", "A gauge.", lambda: {(): 1.0})
+    telemetry.emit("executions.claimed", count=3, queue="last")
+    left = sums.lasting([b"", telemetry.metrics()]).decode()
+    undo()
+    assert 'conductor_executions_claimed_total{queue="last"}' in left
+    assert "conductor_running" not in left
+    assert "process_resident_memory_bytes" not in left
+
+
+def test_lines_say_what_all_lines_of_a_process_say(out: StringIO) -> None:
+    telemetry.configure("info", "json", out, common={"pid": 7, "at": "here"})
+    telemetry.emit("server.ready", at="there")
+    (line,) = lines(out)
+    assert (line["pid"], line["at"], line["event"]) == (7, "there", "server.ready")
+
+
+def test_lines_wait_for_their_turn(tmp_path: Path) -> None:
+    """Another process holds the lock; a test's own locks would not keep its own process out."""
+    reading, stream = pipe()
+    locked = tmp_path / "turns"
+    holder = subprocess.Popen(
+        [
+            sys.executable, "-c",
+            "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+            "print('held', flush=True); sys.stdin.read()",
+            str(locked),
+        ],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with holder, locked.open("a") as file, stream:
+        assert holder.stdout
+        assert holder.stdin
+        assert holder.stdout.readline() == b"held\n"
+        telemetry.configure("info", "json", stream, turns=file.fileno())
+        telemetry.emit("server.ready")
+        assert not telemetry.flush(0.3)
+        holder.stdin.close()
+        assert telemetry.flush(10)
+        assert json.loads(os.read(reading, 4096))["event"] == "server.ready"
+        telemetry.reset()
+    os.close(reading)

@@ -1,0 +1,125 @@
+"""Rows on their way into the database: in a transaction of one's own, or in a caller's."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from conductor_cli import borrowed, database
+from conductor_cli.invoking import Ids, Row, array, ids
+from conductor_cli.store import events, executions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from conductor_cli.borrowed import Rows
+    from conductor_cli.database import Connection, Database
+
+PORTION: Final = 2000  # rows that travel together, while the next are made
+
+
+def on_own(database_: Database, rows: Iterator[Row]) -> Ids:
+    """Send rows and commit. They are made while earlier ones are already on their way.
+
+    A lost reply is recognised: the second try inserts nothing twice.
+    """
+    made: list[Row] = []
+    tries = iter((_send, _send_again))
+    return database_.retrying(lambda conn: next(tries)(conn, rows, made))
+
+
+def one_on_own(database_: Database, row: Row) -> UUID:
+    """The same for a single row, which is what most calls send: a third of the work here."""
+    tries = iter((_send_one, _send_one_again))
+    return database_.retrying(lambda conn: next(tries)(conn, row))
+
+
+def on_borrowed(connection: object, rows: Iterator[Row]) -> Ids:
+    """Send rows in the transaction of a caller, who commits it or does not."""
+    mine = database.of_own_kind(connection)
+    if mine is not None:
+        return _send(mine, rows, [])
+    made = list(rows)
+    statement, values = _borrowed(made)
+    return _ids(made, borrowed.execute(connection, statement, values))
+
+
+async def on_borrowed_async(connection: object, rows: Sequence[Row]) -> Ids:
+    """The same on an asynchronous connection."""
+    statement, values = _borrowed(rows)
+    return _ids(rows, await borrowed.execute_async(connection, statement, values))
+
+
+def event_on_borrowed(connection: object, event: str, payload: str) -> UUID:
+    """Emit an event in the transaction of a caller; ``payload`` is JSON text."""
+    mine = database.of_own_kind(connection)
+    if mine is not None:
+        return events.emit(mine, event, payload)
+    return UUID(str(borrowed.execute(connection, events.LENT, (event, payload))[0][0]))
+
+
+async def event_on_borrowed_async(connection: object, event: str, payload: str) -> UUID:
+    """The same on an asynchronous connection."""
+    rows = await borrowed.execute_async(connection, events.LENT, (event, payload))
+    return UUID(str(rows[0][0]))
+
+
+def _borrowed(rows: Sequence[Row]) -> tuple[str, Sequence[object]]:
+    chosen = any(row.options.id is not None for row in rows)
+    raises = any(row.options.on_duplicate == "raise" for row in rows)
+    statement = executions.LENT_OR_NOTHING if raises else executions.LENT
+    return statement, (array(row.full for row in rows), chosen)
+
+
+def _ids(rows: Sequence[Row], met: Rows) -> Ids:
+    return ids(rows, {UUID(asked): UUID(there) for asked, there in met})
+
+
+def _send_one(conn: Connection, row: Row) -> UUID:
+    if (kind := row.kind) is not None:
+        task, queue, rank = kind
+        executions.enqueue_plain(conn, f"[{row.plain}]", task=task, queue=queue, rank=rank)
+        return row.id
+    met = executions.enqueue(conn, array((row.full,)), recheck=row.options.id is not None)
+    return ids((row,), {m.asked: m.met for m in met})[0]
+
+
+def _send_one_again(conn: Connection, row: Row) -> UUID:
+    met = executions.enqueue(conn, array((row.full,)), recheck=True)
+    return ids((row,), {m.asked: m.met for m in met})[0]
+
+
+def _send(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:
+    """Send rows, many of them in portions; keeps in ``made`` what has been taken from ``rows``."""
+    portion = list(islice(rows, PORTION))
+    made.extend(portion)
+    if len(portion) <= 1:
+        return ids(made, _send_portion(conn, portion, again=False))
+    met: dict[UUID, UUID] = {}
+    with database.atomically(conn), conn.pipeline():
+        while portion:
+            met |= _send_portion(conn, portion, again=False)
+            portion = list(islice(rows, PORTION))
+            made.extend(portion)
+        return ids(made, met)
+
+
+def _send_again(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:
+    """The reply to a first try was lost, and it may have done its work."""
+    made.extend(rows)
+    with database.atomically(conn):
+        return ids(made, _send_portion(conn, made, again=True))
+
+
+def _send_portion(conn: Connection, rows: Sequence[Row], *, again: bool) -> dict[UUID, UUID]:
+    kinds = {row.kind for row in rows}
+    kind = kinds.pop() if len(kinds) == 1 and not again else None
+    if kind is not None:
+        task, queue, rank = kind
+        plain = array(row.plain for row in rows)
+        executions.enqueue_plain(conn, plain, task=task, queue=queue, rank=rank)
+        return {}
+    chosen = any(row.options.id is not None for row in rows)
+    met = executions.enqueue(conn, array(row.full for row in rows), recheck=again or chosen)
+    return {m.asked: m.met for m in met}

@@ -1,0 +1,61 @@
+"""``conductor queues``: look and act."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import pytest
+
+from conductor_cli import Conductor
+from conductor_cli.store.reports import QueueReport
+from tests.support.command import Project
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.timeout(60)
+KEYS = {field.name for field in fields(QueueReport)}
+
+
+@pytest.fixture
+def project(tmp_path: Path, database_url: str) -> Project:
+    return Project(tmp_path, database_url)
+
+
+def test_queues_are_listed_paused_and_resumed(project: Project) -> None:
+    id = project.run("invoke", "greet", '{"name": "x"}', "--queue", "default").out.strip()
+    (listed,) = project.run("queues", "--json").json
+    assert set(listed) == KEYS
+    assert (listed["queue"], listed["paused"], listed["ready"]) == ("default", False, 1)
+
+    assert project.run("queues", "pause", "default", "--json").json["paused"] is True
+    again = project.run("queues", "pause", "default")
+    assert (again.code, again.out) == (1, "default not paused: it was already.\n")
+    drained = project.run("drain", "--json")
+    assert (drained.code, drained.json["completed"], drained.json["left_blocked"]) == (0, 0, 1)
+    assert "conductor queues resume default" in project.run("executions", "show", id).out
+
+    assert project.run("queues", "resume", "default").out == "default resumed.\n"
+    assert project.run("queues", "resume", "default").code == 1
+    assert project.run("drain", "--json").json["completed"] == 1
+
+
+def test_a_queue_that_is_not_there_yet_is_paused_with_a_word(project: Project) -> None:
+    done = project.run("queues", "pause", "later")
+    assert done.code == 0
+    assert "no queue 'later' yet" in done.err
+    assert project.run("queues", "pause", "a b").code == 2
+
+
+def test_a_purge_is_shown_first_and_done_with_yes(project: Project) -> None:
+    with Conductor.create(project.url) as conductor:
+        conductor.invoke_many("greet", [{}] * 1200, queue="default")
+    shown = project.run("queues", "purge", "default")
+    assert (shown.code, shown.out) == (1, "1200 of queue default would be cancelled.\n")
+    assert "--yes" in shown.err
+    done = project.run("queues", "purge", "default", "--yes", "--json").json
+    assert done == {"queue": "default", "pending": 1200, "cancelled": 1200}
+    assert project.run("queues", "purge", "default", "--yes").code == 1
+    (first,) = project.run("executions", "--state", "cancelled", "--limit", "1", "--json").json
+    assert first["error"]["message"] == "purged"

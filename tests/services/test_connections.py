@@ -1,0 +1,244 @@
+"""Connections whose calls end, and the pool of them, before a database that falls silent."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from conductor_cli import connections, database
+from conductor_cli.connections import Robbed, Silent
+from conductor_cli.database import Database, is_transient
+from conductor_cli.errors import DatabaseUnavailable
+from tests.support.proxy import Proxy, between
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conductor_cli.database import Connection
+
+
+@pytest.fixture
+def proxy(database_url: str) -> Iterator[Proxy]:
+    with between(database_url) as made:
+        yield made
+
+
+@pytest.fixture
+def through(proxy: Proxy) -> Iterator[Database]:
+    """The database as seen through the proxy."""
+    opened = Database(proxy.url, size=3)
+    yield opened
+    opened.close()
+
+
+def _plain(conn: Connection, stall: Callable[[], None]) -> None:
+    stall()
+    conn.execute("select 1")
+
+
+def _in_a_transaction(conn: Connection, stall: Callable[[], None]) -> None:
+    with conn.transaction():
+        conn.execute("select 1")
+        stall()
+        conn.execute("select 2")
+
+
+def _at_its_end(conn: Connection, stall: Callable[[], None]) -> None:
+    with conn.transaction():
+        conn.execute("select 1")
+        stall()
+
+
+def _pipelined(conn: Connection, stall: Callable[[], None]) -> None:
+    with conn.transaction(), conn.pipeline():
+        stall()
+        for _ in range(3):
+            conn.execute("select 1")
+
+
+@pytest.mark.parametrize("call", [_plain, _in_a_transaction, _at_its_end, _pipelined])
+def test_a_call_that_hears_nothing_ends_and_closes_its_connection(
+    through: Database, proxy: Proxy, call: Callable[[Connection, Callable[[], None]], None]
+) -> None:
+    conn = through.connect("test", silence=0.5)
+    began = time.monotonic()
+    with pytest.raises(psycopg.OperationalError) as raised:
+        call(conn, proxy.stall)
+    assert 0.5 <= time.monotonic() - began < 5
+    assert isinstance(raised.value, Silent)
+    assert is_transient(raised.value)
+    assert conn.closed
+
+
+def test_a_reply_that_keeps_coming_may_take_as_long_as_it_likes(through: Database) -> None:
+    with through.connect("test", silence=0.9) as conn:
+        rows = conn.execute(
+            "select repeat('x', 20000), pg_sleep(0.3) from generate_series(1, 6)"
+        ).fetchall()
+    assert len(rows) == 6
+
+
+def test_a_connection_that_is_not_answered_is_not_waited_for(
+    through: Database, proxy: Proxy
+) -> None:
+    proxy.stall()
+    began = time.monotonic()
+    with pytest.raises(DatabaseUnavailable):
+        through.connect("test")
+    assert time.monotonic() - began < 12
+
+
+def test_every_connection_gives_up_in_fifteen_seconds(through: Database) -> None:
+    with through.connect("test") as conn, through.connection() as pooled:
+        assert conn.silence == 15
+        assert isinstance(pooled, connections.Impatient)
+        assert pooled.silence == 15
+        (timeout,) = conn.execute("show statement_timeout").fetchone() or ()
+    assert timeout == "10s"  # so that a slow statement is told from a silent network
+
+
+def test_a_pooled_connection_is_used_again(through: Database) -> None:
+    seen = set()
+    for _ in range(5):
+        with through.connection() as conn:
+            seen.add(conn.info.backend_pid)
+    assert len(seen) == 1
+
+
+def test_more_connections_than_the_pool_may_have_are_waited_for(through: Database) -> None:
+    with through.connection() as one, through.connection() as two, through.connection() as three:
+        assert len({each.info.backend_pid for each in (one, two, three)}) == 3
+        with (
+            pytest.raises(DatabaseUnavailable, match=r"came free in 0\.2 seconds"),
+            through.connection(0.2),
+        ):
+            pytest.fail("there is no fourth")
+    with through.connection(0.2) as again:
+        again.execute("select 1")
+
+
+def test_what_waits_for_a_pooled_connection_gets_the_first_that_comes_free(
+    through: Database,
+) -> None:
+    got = threading.Event()
+
+    def wait() -> None:
+        with through.connection() as conn:
+            conn.execute("select 1")
+            got.set()
+
+    with through.connection(), through.connection():
+        with through.connection():
+            thread = threading.Thread(target=wait)
+            thread.start()
+            assert not got.wait(0.2)
+        assert got.wait(5)
+    thread.join()
+
+
+def test_a_pooled_connection_that_the_server_has_closed_is_not_handed_out(
+    through: Database, conn: Connection, eventually: Any
+) -> None:
+    with through.connection() as pooled:
+        pid = pooled.info.backend_pid
+    conn.execute("select pg_terminate_backend(%s, 5000)", [pid])
+    with through.connection() as pooled:
+        pooled.execute("select 1")
+        assert pooled.info.backend_pid != pid
+
+
+def test_a_pool_waits_out_a_restart(through: Database, proxy: Proxy) -> None:
+    with through.connection():
+        pass
+    proxy.refuse()
+    timer = threading.Timer(1.0, proxy.go)
+    timer.start()
+    with through.connection() as conn:
+        conn.execute("select 1")
+    timer.join()
+
+
+def test_a_pool_is_back_as_soon_as_its_database_is(through: Database, proxy: Proxy) -> None:
+    """However long that took, and however often it was asked for meanwhile."""
+    with through.connection(), through.connection():
+        pass
+    proxy.refuse()
+    for _ in range(6):
+        with pytest.raises(DatabaseUnavailable), through.connection(0.6):
+            pytest.fail("there is no database")
+    proxy.go()
+    began = time.monotonic()
+    with through.connection() as conn:
+        conn.execute("select 1")
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_closed_pool_closes_what_comes_back_late(through: Database) -> None:
+    with through.connection() as conn:
+        through.close()
+        conn.execute("select 1")
+    assert conn.closed
+    with through.connection() as fresh:
+        fresh.execute("select 1")
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_an_invocation_goes_round_connections_that_have_fallen_silent(
+    proxy: Proxy, conductor: Any, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    monkeypatch.setattr(database, "GRACE", -9.5)
+    with type(conductor).create(proxy.url) as through:
+        with through.database.connection(), through.database.connection():
+            pass  # two that lie there
+        proxy.stall_open()
+        began = time.monotonic()
+        ids = (
+            through.invoke_many("t", [None] * 5000, queue="q")
+            if many
+            else [through.invoke("t", queue="q")]
+        )
+        assert time.monotonic() - began < 10
+        assert through.get(ids[-1]) is not None
+    with conductor.database.connection() as conn:
+        (there,) = conn.execute("select count(*) from conductor.live").fetchone()
+    assert there == len(ids) == len(set(ids))
+
+
+def test_a_client_of_a_silent_database_is_told_so(
+    proxy: Proxy, conductor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "GRACE", -9.5)
+    monkeypatch.setattr(database, "PATIENCE", 1.0)
+    with type(conductor).create(proxy.url) as through:
+        id = through.invoke("t", queue="q")
+        proxy.stall()
+        for call in (lambda: through.get(id), lambda: through.invoke("t", queue="q")):
+            with pytest.raises(DatabaseUnavailable):
+                call()
+        proxy.go()
+        assert through.get(id) is not None
+
+
+def test_a_connection_whose_file_is_anothers_by_now_lets_it_alone(through: Database) -> None:
+    robbed = through.connect("test")
+    number = robbed.fileno()
+    os.close(number)
+    with through.connect("test") as other:
+        assert other.fileno() == number
+        for call in (lambda: robbed.execute("select 1"), lambda: _in_a_block(robbed)):
+            with pytest.raises(Robbed) as raised:
+                call()
+            assert is_transient(raised.value)
+        assert robbed.closed
+        robbed.close()
+        assert other.execute("select 2").fetchone() == (2,)
+
+
+def _in_a_block(conn: Connection) -> None:
+    with conn.transaction():
+        conn.execute("select 1")

@@ -1,0 +1,94 @@
+"""Proof that the interleaving test (tests/store/test_interleaving.py) can fail.
+
+Each defect planted in a statement must be found within the thousand seeds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from conductor_cli.database import Statement
+from conductor_cli.store import claims, definitions, executions, fleet
+from tests.support.interleaving.drama import Broken, Theatre, opened
+
+if TYPE_CHECKING:
+    from conductor_cli.database import Database
+
+SEEDS: Final = 1000
+
+DEFECTS: Final = {
+    "results are taken whatever their token": (
+        claims, "EXCHANGE", "and l.token = o.token and l.state::text = 'x'", "",
+    ),
+    "an end overlooks a cancel": (
+        claims, "EXCHANGE", "case when flags & 1 <> 0 then 'k' else ending end", "ending",
+    ),
+    "a claim is not counted": (claims, "EXCHANGE", "attempt = attempt + 1", "attempt = attempt"),
+    "claims are given back whatever their token": (
+        claims, "REQUEUE", "and l.token = o.token and l.state::text = 'x'", "",
+    ),
+    "what is to be cancelled is given back": (claims, "REQUEUE", "and l.flags & 1 = 0", ""),
+    "a late end counts as recorded": (claims, "INSPECT", "and h.token = o.token", ""),
+    "what is not due is promoted": (
+        claims, "PROMOTE", "state = 's' and run_at <= conductor.now()", "state = 's'",
+    ),
+    "a server takes back what it runs": (
+        claims, "RECONCILE", "and not (token = any (%(tokens)s))", "",
+    ),
+    "a server takes back what others run": (claims, "RECONCILE", "owner = %(owner)s and", ""),
+    "a lost reply is never reconciled": (claims, "RECONCILE", "owner = %(owner)s", "false"),
+    "a tick is made without compare-and-set": (
+        definitions, "TICK", "and next_at = %(expected)s", "",
+    ),
+    "a rescue leaves the old token": (
+        fleet, "RESCUE", "owner = null, token = null", "owner = null",
+    ),
+    "a rescue judges too early": (
+        fleet, "RESCUE", "+ timeout * interval '1 second'", "+ timeout * interval '0.5 second'",
+    ),
+    "a rescue charges nobody": (fleet, "RESCUE", "crashes = l.crashes + h.charge", "crashes = -1"),
+    "a lease is taken before it ends": (
+        fleet, "BEAT", "+ %(lease)s * interval '1 second' <= conductor.now()",
+        "+ %(lease)s * interval '0.5 second' <= conductor.now()",
+    ),
+    "leaving takes from others": (fleet, "LEAVE", "where owner = %(id)s and", "where"),
+    "an invocation is repeated blindly": (
+        executions, "ENQUEUE", "%(recheck)s", "%(recheck)s and false",
+    ),
+    "a retry forgets the attempts": (
+        executions, "RETRY", "created_at, timeout, attempt, rank, 'r'",
+        "created_at, timeout, 0, rank, 'r'",
+    ),
+}  # fmt: skip
+
+
+# Where the rarer ones were first found: the search begins there, to be quick.
+FIRST: Final = {
+    "a late end counts as recorded": 457,
+    "an invocation is repeated blindly": 254,
+    "results are taken whatever their token": 104,
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_planted_defect_is_found(
+    database: Database, monkeypatch: pytest.MonkeyPatch, defect: str
+) -> None:
+    room, name, was, becomes = DEFECTS[defect]
+    sound: Statement[Any] = getattr(room, name)
+    assert was in sound.sql, "the statement has changed: plant the defect anew"
+    monkeypatch.setattr(room, name, Statement(sound.row, sound.sql.replace(was, becomes)))
+    first = FIRST.get(defect, 0)
+    with opened(database, monkeypatch) as theatre:
+        seeds = (*range(first, SEEDS), *range(first))
+        assert any(is_broken(theatre, seed) for seed in seeds), f"not found by {SEEDS} seeds"
+
+
+def is_broken(theatre: Theatre, seed: int) -> bool:
+    try:
+        theatre.play(seed)
+    except Broken:
+        return True
+    return False
