@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     from conductor_cli.coordinator import JobCoordinator
     from conductor_cli.errors import (
         Cancel,
+        ChildCancelled,
+        ChildFailed,
+        ChildTimedOut,
         ConductorError,
         ConfigError,
         CredentialsRefused,
         DatabaseUnavailable,
         Duplicate,
+        EventTimedOut,
         ExecutionCancelled,
         ExecutionFailed,
         ExecutionNotFound,
@@ -33,13 +37,16 @@ if TYPE_CHECKING:
         SchemaMissing,
         SchemaTooNew,
         ShutdownTimeout,
+        StepError,
         TaskDefinitionError,
         UnknownTask,
     )
+    from conductor_cli.filters import between, exists, one_of, prefix
     from conductor_cli.models import DrainReport, Execution, ExecutionError, State
     from conductor_cli.orchestrator import Orchestrator, OrchestratorInfo
-    from conductor_cli.registry import Invocation, Task, cron, task
+    from conductor_cli.registry import Invocation, Task, cron, on_event, task
     from conductor_cli.scheduler import JobScheduler
+    from conductor_cli.step import Step
     from conductor_cli.timing import Backoff
     from conductor_cli.worker import JobWorker
 
@@ -51,11 +58,15 @@ _HOMES = {
     "coordinator": ("JobCoordinator",),
     "errors": (
         "Cancel",
+        "ChildCancelled",
+        "ChildFailed",
+        "ChildTimedOut",
         "ConductorError",
         "ConfigError",
         "CredentialsRefused",
         "DatabaseUnavailable",
         "Duplicate",
+        "EventTimedOut",
         "ExecutionCancelled",
         "ExecutionFailed",
         "ExecutionNotFound",
@@ -65,13 +76,16 @@ _HOMES = {
         "SchemaMissing",
         "SchemaTooNew",
         "ShutdownTimeout",
+        "StepError",
         "TaskDefinitionError",
         "UnknownTask",
     ),
+    "filters": ("between", "exists", "one_of", "prefix"),
     "models": ("DrainReport", "Execution", "ExecutionError", "State"),
     "orchestrator": ("Orchestrator", "OrchestratorInfo"),
-    "registry": ("Invocation", "Task", "cron", "task"),
+    "registry": ("Invocation", "Task", "cron", "on_event", "task"),
     "scheduler": ("JobScheduler",),
+    "step": ("Step",),
     "timing": ("Backoff",),
     "worker": ("JobWorker",),
 }
@@ -82,6 +96,9 @@ __all__ = [
     "AsyncContext",
     "Backoff",
     "Cancel",
+    "ChildCancelled",
+    "ChildFailed",
+    "ChildTimedOut",
     "Conductor",
     "ConductorError",
     "Config",
@@ -91,6 +108,7 @@ __all__ = [
     "DatabaseUnavailable",
     "DrainReport",
     "Duplicate",
+    "EventTimedOut",
     "Execution",
     "ExecutionCancelled",
     "ExecutionError",
@@ -109,12 +127,19 @@ __all__ = [
     "SchemaTooNew",
     "ShutdownTimeout",
     "State",
+    "Step",
+    "StepError",
     "Task",
     "TaskDefinitionError",
     "UnknownTask",
     "WorkerConfig",
     "__version__",
+    "between",
     "cron",
+    "exists",
+    "on_event",
+    "one_of",
+    "prefix",
     "task",
 ]
 

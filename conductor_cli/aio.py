@@ -170,8 +170,16 @@ class AsyncConductor:
     async def cancel(self, id: UUID, reason: str | None = None) -> bool:
         return await self._run(self.sync.cancel, id, reason)
 
-    async def retry(self, id: UUID) -> bool:
-        return await self._run(self.sync.retry, id)
+    async def retry(self, id: UUID, restart: bool = False) -> bool:
+        return await self._run(self.sync.retry, id, restart)
+
+    async def emit(self, event: str, payload: object = None, *, connection: object = None) -> UUID:
+        if connection is None:
+            return await self._run(self.sync.emit, event, payload)
+        text = self.sync.event_payload(event, payload)
+        if borrowed.is_async(connection):
+            return await sending.event_on_borrowed_async(connection, event, text)
+        return sending.event_on_borrowed(connection, event, text)
 
     async def schedule(
         self,

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Final
 from conductor_cli import timing
 from conductor_cli.config import WorkerConfig
 from conductor_cli.errors import ConfigError, TaskDefinitionError, UnknownTask
-from conductor_cli.models import ScheduleSpec, TaskSpec
+from conductor_cli.models import ScheduleSpec, TaskSpec, TriggerSpec
 from conductor_cli.registry import (
     Seconds,
     Task,
     as_seconds,
     check_name,
-    cron_payload,
     defined_tasks,
     nearest,
+    trigger_payload,
 )
 
 if TYPE_CHECKING:
@@ -124,10 +124,29 @@ def schedule_specs(tasks: Iterable[Task[..., Any]], timezone: str) -> list[Sched
             expression=trigger.expression,
             timezone=trigger.timezone or timezone,
             missed=trigger.missed,
-            payload=cron_payload(trigger),
+            payload=trigger_payload(trigger.name, trigger.payload),
         )
         for t in tasks
         for trigger in t.triggers
+    ]
+
+
+def trigger_specs(tasks: Iterable[Task[..., Any]]) -> list[TriggerSpec]:
+    """The events that start these tasks."""
+    return [
+        TriggerSpec(
+            task=t.name,
+            queue=t.queue,
+            place=place,
+            event=trigger.event,
+            payload=None
+            if trigger.payload is None
+            else trigger_payload(trigger.event, trigger.payload),
+            exact=trigger.exact,
+            tests=trigger.tests,
+        )
+        for t in tasks
+        for place, trigger in enumerate(t.events)
     ]
 
 

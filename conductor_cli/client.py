@@ -23,7 +23,7 @@ from conductor_cli.invoking import Ids, Invoked, Row, Target, row
 from conductor_cli.models import Execution, State
 from conductor_cli.registry import Invocation, InvokeOptions, Task
 from conductor_cli.service import Deadline
-from conductor_cli.store import definitions, executions, queues, reports, schedules
+from conductor_cli.store import definitions, events, executions, queues, reports, schedules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -231,6 +231,19 @@ class Conductor:
                     yield found
                 last = found
 
+    def emit(self, event: str, payload: object = None, *, connection: object = None) -> UUID:
+        """Emit an event; returns its id. Those who wait for it, and the tasks that it triggers,
+        hear of it after the commit.
+
+        With ``connection`` it is part of the caller's transaction, as with ``invoke``. Raises
+        PayloadError, DatabaseUnavailable.
+        """
+        text = self.event_payload(event, payload)
+        if connection is not None:
+            return sending.event_on_borrowed(connection, event, text)
+        with context.shielded(), self.database.transaction() as conn:
+            return events.emit(conn, event, text)
+
     def cancel(self, id: UUID, reason: str | None = None) -> bool:
         """Cancel an execution; whether this call changed anything.
 
@@ -240,13 +253,14 @@ class Conductor:
         with context.shielded(), self.database.transaction() as conn:
             return executions.cancel(conn, id, reason)
 
-    def retry(self, id: UUID) -> bool:
+    def retry(self, id: UUID, restart: bool = False) -> bool:
         """Let a failed or cancelled execution run again, with the same id and all its attempts.
 
-        Whether there was one to retry.
+        Its steps are kept, unless it is to ``restart`` from its beginning. Whether there was one
+        to retry.
         """
         with context.shielded(), self.database.transaction() as conn:
-            return executions.retry(conn, id)
+            return executions.retry(conn, id, restart=restart)
 
     def schedule(
         self,
@@ -304,6 +318,38 @@ class Conductor:
         """A worker of one queue for ``Orchestrator.create(workers=[...])``; ``settings`` are
         those of WorkerConfig."""
         return catalog.WorkerSpec.create(queue, tasks, settings)
+
+    def event_payload(self, event: str, payload: object) -> str:
+        """What ``emit`` would send, checked; raises what it raises."""
+        registry.check_name("event", event)
+        value = {} if payload is None else payload
+        return payloads.encode(value, f"The payload of event {event!r}", self.max_payload)
+
+    def child(self, task: Target, payload: object, options: Mapping[str, Any]) -> Row:
+        """The row of an execution that another is to create; refuses options that a child cannot
+        have."""
+        return self._child(Invoked.of(task, payload, options))
+
+    def children(
+        self, task: Target, payloads: Iterable[object], options: Mapping[str, Any]
+    ) -> Sequence[Row]:
+        """The rows of executions that another is to create; each payload may be an Invocation."""
+        common = Invoked.of(task, None, options)
+        return [
+            self._child(Invoked.of(each, None, options))
+            if isinstance(each, Invocation)
+            else self._child(common, each)
+            for each in payloads
+        ]
+
+    def _child(self, target: Invoked, *payload: object) -> Row:
+        given = target.options
+        for option in ("id", "timeout"):
+            if getattr(given, option) is not None:
+                raise TypeError(f"a child has no option {option!r}")
+        if given.on_duplicate != "return":
+            raise TypeError("a child joins the execution that has its dedupe_key already")
+        return self._row(target, *payload)
 
     def row(self, task: Target, payload: object, options: Mapping[str, Any]) -> Row:
         """What ``invoke`` would insert, checked; raises what it raises."""

@@ -1,31 +1,44 @@
-"""What a task is given besides its payload: who it is, whether it should stop, how to log."""
+"""``Context`` and ``AsyncContext``: what a task is given besides its payload.
+
+Who it is, whether it should stop, how to log; and what it remembers from attempt to attempt.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
-import time
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from contextvars import ContextVar
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Generic
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, cast, overload
 
 import msgspec
 
-from conductor_cli import telemetry
-from conductor_cli.errors import Cancel, Released
+from conductor_cli import calls, telemetry
+from conductor_cli.attempt import (
+    Abort,
+    AsyncSignal,
+    Attempt,
+    Signal,
+    TaskTimeout,
+    current,
+    shielded,
+)
+from conductor_cli.calls import Calls
+from conductor_cli.errors import StepError
+from conductor_cli.step import Step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from uuid import UUID
+
+    from psycopg import Connection
 
     from conductor_cli.aio import AsyncConductor
     from conductor_cli.client import Conductor
-    from conductor_cli.models import Claimed
-    from conductor_cli.registry import Invocation, Task
+    from conductor_cli.registry import ConfiguredTask, Invocation, Task
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -36,216 +49,27 @@ else:
 
     S = TypeVar("S")
 
-current: Final[ContextVar[Attempt | None]] = ContextVar("conductor_attempt", default=None)
-"""The attempt that this thread, or asyncio task, runs."""
+P = ParamSpec("P")
+R = TypeVar("R")
 
-
-class Abort(StrEnum):
-    """Why a task is asked to stop."""
-
-    SHUTDOWN = "shutdown"
-    CANCELLED = "cancelled"
-    TIMEOUT = "timeout"
-    LOST = "lost"  # the claim is somebody else's by now: nothing it does will be recorded
-
-
-class TaskTimeout(TimeoutError):
-    """Raised in a task's thread when its ``timeout`` has passed."""
-
-
-class Signal:
-    """Asks a task to stop: set on shutdown, cancellation, timeout or loss of the claim."""
-
-    def __init__(self) -> None:
-        self._why: Abort | None = None
-        self._detail: str | None = None
-        self._event = threading.Event()
-        self._listeners: list[Callable[[], None]] = []
-        self._lock = threading.Lock()
-
-    @property
-    def aborted(self) -> bool:
-        """Whether the task should stop."""
-        return self._why is not None
-
-    @property
-    def reason(self) -> Abort | None:
-        """Why: ``shutdown``, ``cancelled``, ``timeout`` or ``lost``; None while it should not."""
-        return self._why
-
-    def wait(self, seconds: float | timedelta | None = None) -> bool:
-        """Wait until the task should stop, at most ``seconds``; whether it should."""
-        limit = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
-        return self._event.wait(limit)
-
-    def raise_if_aborted(self) -> None:
-        """Leave the task if it should stop: handed back, cancelled or timed out, as asked."""
-        if self._why is None:
-            return
-        if self._why is Abort.CANCELLED:
-            raise Cancel(self._detail)
-        if self._why is Abort.TIMEOUT:
-            raise TaskTimeout(self._detail or "timed out")
-        raise Released(self._why.value)
-
-    def set(self, why: Abort, detail: str | None = None) -> bool:
-        """Ask the task to stop; the first reason stays. Whether this call was the first."""
-        with self._lock:
-            if self._why is not None:
-                return False
-            self._why, self._detail = why, detail
-            listeners = list(self._listeners)
-        self._event.set()
-        for listener in listeners:
-            listener()
-        return True
-
-    def on_set(self, listener: Callable[[], None]) -> None:
-        """Call ``listener`` when it is set, or now if it is."""
-        with self._lock:
-            if self._why is None:
-                self._listeners.append(listener)
-                return
-        listener()
-
-    def forget(self, listener: Callable[[], None]) -> None:
-        """Do not call ``listener`` any more."""
-        with self._lock, suppress(ValueError):
-            self._listeners.remove(listener)
-
-
-class AsyncSignal:
-    """The awaitable twin of :class:`Signal`."""
-
-    def __init__(self, signal: Signal) -> None:
-        self._signal = signal
-
-    @property
-    def aborted(self) -> bool:
-        return self._signal.aborted
-
-    @property
-    def reason(self) -> Abort | None:
-        return self._signal.reason
-
-    async def wait(self, seconds: float | timedelta | None = None) -> bool:
-        """As ``Signal.wait``, without blocking the event loop."""
-        limit = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
-        loop, event = asyncio.get_running_loop(), asyncio.Event()
-
-        def wake() -> None:
-            loop.call_soon_threadsafe(event.set)
-
-        self._signal.on_set(wake)
-        try:
-            await asyncio.wait_for(event.wait(), limit)
-        except TimeoutError:
-            return self._signal.aborted
-        finally:
-            self._signal.forget(wake)
-        return True
-
-    def raise_if_aborted(self) -> None:
-        self._signal.raise_if_aborted()
-
-
-class Attempt:
-    """One claim on its way through a thread. Shared with whoever may ask it to stop."""
-
-    __slots__ = (
-        "_permit",
-        "_signal",
-        "_undecided",
-        "cancel",
-        "claimed",
-        "deadline",
-        "interrupted",
-        "shielded",
-        "thread_id",
-    )
-
-    def __init__(self, claimed: Claimed, deadline: float | None = None) -> None:
-        self.claimed = claimed
-        self.deadline = deadline  # on the monotonic clock
-        self.thread_id: int | None = None
-        self.interrupted = False
-        self.shielded = False
-        self._permit: list[bool] = []
-        self._undecided = [True]
-        self.cancel: Callable[[], object] | None = None  # ends an async task at its next await
-        self._signal: Signal | None = None
-
-    @property
-    def signal(self) -> Signal:
-        """Made when first asked for: most tasks never look."""
-        if self._signal is None:
-            with _attempt_lock:
-                if self._signal is None:
-                    self._signal = Signal()
-        return self._signal
-
-    def decide(self) -> bool:
-        """Take the right to say how this attempt ended; True for the first who asks."""
-        try:
-            return self._undecided.pop()  # atomic
-        except IndexError:
-            return False
-
-    def permit(self) -> None:
-        """Let a timeout be raised into its thread."""
-        self._permit.append(True)
-
-    def forbid(self) -> bool:
-        """Take the permit; False when it is taken: of who asks, only one raises a timeout."""
-        try:
-            return self._permit.pop()  # atomic
-        except IndexError:
-            return False
-
-    def await_interrupt(self) -> None:
-        """Wait until the timeout that somebody took the permit for is on its way, so that it
-        arrives here at the latest."""
-        while not self.interrupted:
-            time.sleep(0)
-        for _ in range(2):  # Python looks for it when a loop goes round
-            pass
-
-    @property
-    def abort_reason(self) -> Abort | None:
-        return None if self._signal is None else self._signal.reason
-
-
-_attempt_lock: Final = threading.Lock()
-
-
-def shielded() -> AbstractContextManager[None]:
-    """No timeout is raised into this thread inside: a driver must not be torn in the middle."""
-    attempt = current.get()
-    if attempt is None or attempt.shielded or attempt.thread_id != threading.get_ident():
-        return _NOTHING
-    return _shielding(attempt)
-
-
-@contextmanager
-def _shielding(attempt: Attempt) -> Iterator[None]:
-    if not attempt.forbid():
-        attempt.await_interrupt()
-        yield  # there is only one
-        return
-    attempt.shielded = True
-    try:
-        yield
-    finally:
-        attempt.shielded = False
-        attempt.permit()
-
-
-_NOTHING: Final = nullcontext()
+__all__ = [
+    "Abort",
+    "AsyncContext",
+    "AsyncSignal",
+    "Attempt",
+    "Context",
+    "Event",
+    "Signal",
+    "TaskTimeout",
+    "current",
+    "shielded",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What caused an execution: the schedule's name, its payload and the tick's moment."""
+    """What caused an execution: a schedule's tick or an event. Its name and payload, and the
+    moment of the tick."""
 
     name: str
     payload: Any
@@ -257,8 +81,13 @@ class _Base(Generic[S]):
 
     def __init__(self, attempt: Attempt, conductor: Conductor, state: S) -> None:
         self._attempt = attempt
+        self._calls = Calls(attempt, conductor, self._is_branch)
         self.conductor = conductor
         self.state = state
+
+    def _is_branch(self) -> bool:
+        """Whether it is called from beside the task's own thread, or asyncio task."""
+        raise NotImplementedError
 
     @property
     def execution_id(self) -> UUID:
@@ -266,7 +95,8 @@ class _Base(Generic[S]):
 
     @property
     def attempt(self) -> int:
-        """Which claim of this execution it is, from 1; more than 1 after a retry or a crash."""
+        """Which claim of this execution it is, from 1; more after each resumption, retry and
+        rescue."""
         return self._attempt.claimed.attempt
 
     @cached_property
@@ -277,7 +107,7 @@ class _Base(Generic[S]):
 
     @cached_property
     def event(self) -> Event | None:
-        """What caused this execution, when it was a schedule; None for a plain invocation."""
+        """What caused this execution, when it was a schedule or an event; else None."""
         text = self._attempt.claimed.event
         return None if text is None else msgspec.json.decode(text, type=Event)
 
@@ -295,6 +125,10 @@ class Context(_Base[S]):
 
     conductor: Conductor
 
+    def __init__(self, attempt: Attempt, conductor: Conductor, state: S) -> None:
+        super().__init__(attempt, conductor, state)
+        attempt.main = threading.get_ident()
+
     @property
     def signal(self) -> Signal:
         """Set when the task should stop."""
@@ -302,9 +136,182 @@ class Context(_Base[S]):
 
     def checkpoint(self) -> None:
         """A moment at which the task may be stopped: cancelled, timed out, or handed back
-        because the server is stopping (it then runs again elsewhere, from its beginning)."""
+        because the server is stopping (it then runs again elsewhere; its steps do not)."""
         if self._attempt.abort_reason is not None:
             self._attempt.signal.raise_if_aborted()
+
+    def step(self, name: str | Step, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call ``fn`` and remember what it returns: once that is recorded, ``fn`` never runs
+        again in this execution, and later attempts are given the recorded result.
+
+        The result is decoded by the function's return annotation, the first time too. What it
+        raises is raised here; :class:`Step` in place of the name has it tried again by itself.
+        Raises StepError when a name is used twice, or the code is not what it was.
+        """
+        step = calls.named(name)
+        run = self._calls.step(step, fn)()
+        while not run.is_recorded:
+            try:
+                with calls.inside(step):
+                    value = fn(*args, **kwargs)
+            except Exception as error:
+                if self.signal.wait(run.failed(error)):
+                    self._attempt.signal.raise_if_aborted()
+                continue
+            if inspect.isawaitable(value):
+                raise StepError(f"Step {step.name!r} returned an awaitable; make the task async.")
+            run.done(value)
+        return cast("R", run.value)
+
+    def transact(
+        self,
+        name: str | Step,
+        fn: Callable[Concatenate[Any, P], R],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """A step whose writes are committed together with its record: ``fn`` is called with a
+        psycopg connection, in a transaction, before its other arguments."""
+        step = calls.named(name)
+        run = self._calls.step(step, fn)()
+        while not run.is_recorded:
+            try:
+                with calls.inside(step):
+                    run.transact(fn, args, kwargs)
+            except Exception as error:
+                if self.signal.wait(run.failed(error)):
+                    self._attempt.signal.raise_if_aborted()
+        return cast("R", run.value)
+
+    def transaction(self) -> Connection[Any]:
+        """A psycopg connection, in a transaction that is committed together with the task's
+        completion, or not at all. Nothing may be waited for afterwards."""
+        return cast("Connection[Any]", self._calls.transaction()())
+
+    def sleep(self, name: str, seconds: float | timedelta) -> None:
+        """Leave the thread for so many seconds, counted from when this is first reached."""
+        self._calls.sleep(name, seconds)()
+
+    def sleep_until(self, name: str, moment: datetime) -> None:
+        """Leave the thread until a moment: the one that was given when this was first reached."""
+        self._calls.sleep_until(name, moment)()
+
+    @overload
+    def invoke(
+        self,
+        name: str,
+        task: Invocation[R],
+        payload: None = None,
+        timeout: float | timedelta | None = None,
+        **options: Any,
+    ) -> R: ...
+    @overload
+    def invoke(
+        self,
+        name: str,
+        task: Task[..., R] | ConfiguredTask[..., R],
+        payload: object = None,
+        timeout: float | timedelta | None = None,
+        **options: Any,
+    ) -> R: ...
+    @overload
+    def invoke(
+        self,
+        name: str,
+        task: str,
+        payload: object = None,
+        timeout: float | timedelta | None = None,
+        **options: Any,
+    ) -> Any: ...
+    def invoke(
+        self,
+        name: str,
+        task: Any,
+        payload: object = None,
+        timeout: float | timedelta | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run another task as a child, leave the thread until it has ended, return its result.
+
+        ``timeout``: seconds to wait; a child that takes longer goes on. ``options``: queue,
+        run_at, delay, priority, dedupe_key, group, metadata. When this execution fails or is
+        cancelled, so are the children it waits for. Raises ChildFailed, ChildCancelled,
+        ChildTimedOut.
+        """
+        return self._calls.invoke(name, task, payload, timeout, options)()
+
+    def invoke_many(
+        self,
+        name: str,
+        task: Any,
+        payloads: Sequence[object],
+        return_exceptions: bool = False,
+        timeout: float | timedelta | None = None,
+        **options: Any,
+    ) -> list[Any]:
+        """Run children at the same time; their results in the order of ``payloads``.
+
+        Goes on once all have ended, or when the first fails: then that one's ChildFailed or
+        ChildCancelled is raised, and the others go on. With ``return_exceptions`` errors stand
+        in the place of results. A payload may be an Invocation. Raises ChildTimedOut.
+        """
+        work = self._calls.invoke_many(
+            name, task, payloads, timeout, options, tolerant=return_exceptions
+        )
+        return work()
+
+    def start(self, name: str, task: Any, payload: object = None, **options: Any) -> UUID:
+        """Start another execution and go on; its id, which is the same after any crash."""
+        return self._calls.start(name, task, payload, options)()
+
+    def wait(self, name: str, id: UUID, timeout: float | timedelta | None = None) -> Any:
+        """Leave the thread until any execution has ended; its result as JSON's values.
+
+        Raises ChildFailed, ChildCancelled, ChildTimedOut, ExecutionNotFound.
+        """
+        return self._calls.wait(name, id, timeout)()
+
+    def wait_for_event(
+        self,
+        name: str,
+        event: str,
+        where: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> Any:
+        """Leave the thread until an event comes that was emitted after this was first reached;
+        its payload. Of several the oldest.
+
+        ``where``: what its payload has to be like: ``{"id": 7, "kind": one_of("a", "b")}``.
+        Raises EventTimedOut after ``timeout`` seconds.
+        """
+        return self._calls.wait_for_event(name, event, where, timeout)()
+
+    def subscribe(
+        self, name: str, event: str, where: Mapping[str, Any] | None = None
+    ) -> Subscription:
+        """Register for an event before doing what brings it about; then ``.wait(timeout=)``."""
+        self._calls.subscribe(name, event, where, waits=False)()
+        return Subscription(self, name)
+
+    def emit(self, event: str, payload: object = None) -> UUID:
+        """Emit an event; its id. A retry emits it again, unless it is done in a step."""
+        return self._calls.emit(event, payload)()
+
+    def cancel(self, id: UUID, reason: str | None = None) -> bool:
+        """Cancel another execution; whether that changed anything."""
+        return self._calls.cancel(id, reason)()
+
+    def progress(
+        self,
+        done: float,
+        total: float | None = None,
+        message: str | None = None,
+        data: object = None,
+    ) -> None:
+        """Tell how far the task has come: ``Execution.progress``. Written at most once a second,
+        so that it may be called as often as one likes."""
+        self._calls.progress(done, total, message, data)()
 
     def schedule(
         self,
@@ -325,9 +332,37 @@ class Context(_Base[S]):
         """As ``Conductor.unschedule``."""
         return self.conductor.unschedule(task, name)
 
+    def _is_branch(self) -> bool:
+        return threading.get_ident() != self._attempt.main
+
+
+class Subscription:
+    """A registration for an event."""
+
+    def __init__(self, context: Context[Any], name: str) -> None:
+        self._context = context
+        self._name = name
+
+    def wait(self, timeout: float | timedelta | None = None) -> Any:
+        """Leave the thread until the event comes; its payload. Raises EventTimedOut."""
+        return self._context._calls.heard(self._name, timeout)()
+
+
+class AsyncSubscription:
+    """The awaitable twin of :class:`Subscription`."""
+
+    def __init__(self, context: AsyncContext[Any], name: str) -> None:
+        self._context = context
+        self._name = name
+
+    async def wait(self, timeout: float | timedelta | None = None) -> Any:
+        """As ``Subscription.wait``."""
+        return await self._context._do(self._context._calls.heard(self._name, timeout))
+
 
 class AsyncContext(_Base[S]):
-    """Given to an ``async def`` function whose parameter is annotated with it."""
+    """Given to an ``async def`` function whose parameter is annotated with it. The methods are
+    those of :class:`Context`, awaited."""
 
     conductor: AsyncConductor
 
@@ -341,6 +376,178 @@ class AsyncContext(_Base[S]):
         await asyncio.sleep(0)
         if self._attempt.abort_reason is not None:
             self._attempt.signal.raise_if_aborted()
+
+    @overload
+    async def step(
+        self, name: str | Step, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+    @overload
+    async def step(
+        self, name: str | Step, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+    async def step(self, name: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """As ``Context.step``; a plain function runs in a thread, so that it blocks nobody."""
+        step = calls.named(name)
+        run = await self._do(self._calls.step(step, fn))
+        while not run.is_recorded:
+            try:
+                with calls.inside(step):
+                    value = await _called(fn, args, kwargs)
+            except Exception as error:
+                if await self.signal.wait(await self._do(partial(run.failed, error))):
+                    self.signal.raise_if_aborted()
+                continue
+            await self._do(partial(run.done, value))
+        return run.value
+
+    async def transact(
+        self,
+        name: str | Step,
+        fn: Callable[Concatenate[Any, P], R],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """As ``Context.transact``: ``fn`` is a plain function, called in a thread."""
+        step = calls.named(name)
+        if inspect.iscoroutinefunction(fn):
+            raise StepError(f"Step {step.name!r}: transact() takes a plain function.")
+        run = await self._do(self._calls.step(step, fn))
+        while not run.is_recorded:
+            try:
+                await self._do(partial(run.transact, fn, args, kwargs))
+            except Exception as error:
+                if await self.signal.wait(await self._do(partial(run.failed, error))):
+                    self.signal.raise_if_aborted()
+        return cast("R", run.value)
+
+    async def transaction(self) -> Connection[Any]:
+        """As ``Context.transaction``. The connection is a blocking one: use it in a thread."""
+        return cast("Connection[Any]", await self._do(self._calls.transaction()))
+
+    async def sleep(self, name: str, seconds: float | timedelta) -> None:
+        """Leave the thread for so many seconds, counted from when this is first reached."""
+        await self._do(self._calls.sleep(name, seconds))
+
+    async def sleep_until(self, name: str, moment: datetime) -> None:
+        """Leave the thread until a moment: the one that was given when this was first reached."""
+        await self._do(self._calls.sleep_until(name, moment))
+
+    @overload
+    async def invoke(
+        self,
+        name: str,
+        task: Invocation[R],
+        payload: None = None,
+        timeout: float | timedelta | None = None,
+        **options: Any,
+    ) -> R: ...
+    @overload
+    async def invoke(
+        self,
+        name: str,
+        task: Task[..., R] | ConfiguredTask[..., R],
+        payload: object = None,
+        timeout: float | timedelta | None = None,
+        **options: Any,
+    ) -> R: ...
+    @overload
+    async def invoke(
+        self,
+        name: str,
+        task: str,
+        payload: object = None,
+        timeout: float | timedelta | None = None,
+        **options: Any,
+    ) -> Any: ...
+    async def invoke(
+        self,
+        name: str,
+        task: Any,
+        payload: object = None,
+        timeout: float | timedelta | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run another task as a child, leave the thread until it has ended, return its result.
+
+        ``timeout``: seconds to wait; a child that takes longer goes on. ``options``: queue,
+        run_at, delay, priority, dedupe_key, group, metadata. When this execution fails or is
+        cancelled, so are the children it waits for. Raises ChildFailed, ChildCancelled,
+        ChildTimedOut.
+        """
+        return await self._do(self._calls.invoke(name, task, payload, timeout, options))
+
+    async def invoke_many(
+        self,
+        name: str,
+        task: Any,
+        payloads: Sequence[object],
+        return_exceptions: bool = False,
+        timeout: float | timedelta | None = None,
+        **options: Any,
+    ) -> list[Any]:
+        """Run children at the same time; their results in the order of ``payloads``.
+
+        Goes on once all have ended, or when the first fails: then that one's ChildFailed or
+        ChildCancelled is raised, and the others go on. With ``return_exceptions`` errors stand
+        in the place of results. A payload may be an Invocation. Raises ChildTimedOut.
+        """
+        work = self._calls.invoke_many(
+            name, task, payloads, timeout, options, tolerant=return_exceptions
+        )
+        return await self._do(work)
+
+    async def start(self, name: str, task: Any, payload: object = None, **options: Any) -> UUID:
+        """Start another execution and go on; its id, which is the same after any crash."""
+        return await self._do(self._calls.start(name, task, payload, options))
+
+    async def wait(self, name: str, id: UUID, timeout: float | timedelta | None = None) -> Any:
+        """Leave the thread until any execution has ended; its result as JSON's values.
+
+        Raises ChildFailed, ChildCancelled, ChildTimedOut, ExecutionNotFound.
+        """
+        return await self._do(self._calls.wait(name, id, timeout))
+
+    async def wait_for_event(
+        self,
+        name: str,
+        event: str,
+        where: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> Any:
+        """Leave the thread until an event comes that was emitted after this was first reached;
+        its payload. Of several the oldest.
+
+        ``where``: what its payload has to be like: ``{"id": 7, "kind": one_of("a", "b")}``.
+        Raises EventTimedOut after ``timeout`` seconds.
+        """
+        return await self._do(self._calls.wait_for_event(name, event, where, timeout))
+
+    async def subscribe(
+        self, name: str, event: str, where: Mapping[str, Any] | None = None
+    ) -> AsyncSubscription:
+        """Register for an event before doing what brings it about; then ``.wait(timeout=)``."""
+        await self._do(self._calls.subscribe(name, event, where, waits=False))
+        return AsyncSubscription(self, name)
+
+    async def emit(self, event: str, payload: object = None) -> UUID:
+        """Emit an event; its id. A retry emits it again, unless it is done in a step."""
+        return await self._do(self._calls.emit(event, payload))
+
+    async def cancel(self, id: UUID, reason: str | None = None) -> bool:
+        """Cancel another execution; whether that changed anything."""
+        return await self._do(self._calls.cancel(id, reason))
+
+    async def progress(
+        self,
+        done: float,
+        total: float | None = None,
+        message: str | None = None,
+        data: object = None,
+    ) -> None:
+        """Tell how far the task has come: ``Execution.progress``. Written at most once a second,
+        so that it may be called as often as one likes."""
+        await self._do(self._calls.progress(done, total, message, data))
 
     async def schedule(
         self,
@@ -360,3 +567,39 @@ class AsyncContext(_Base[S]):
     async def unschedule(self, task: Task[..., Any] | str, name: str) -> bool:
         """As ``Conductor.unschedule``."""
         return await self.conductor.unschedule(task, name)
+
+    def _is_branch(self) -> bool:
+        return asyncio.current_task() is not self._attempt.main
+
+    async def _do(self, work: Callable[[], R]) -> R:
+        """Work that may block, in the thread that waits for this task."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[tuple[BaseException | None, Any]] = loop.create_future()
+
+        def settle(error: BaseException | None, value: object) -> None:
+            if not done.done():  # the task was cancelled meanwhile
+                done.set_result((error, value))
+
+        def job() -> None:
+            told: tuple[BaseException | None, Any]
+            try:
+                told = None, work()
+            except BaseException as error:
+                told = error, None
+            with suppress(RuntimeError):  # the loop has closed
+                loop.call_soon_threadsafe(settle, *told)
+
+        jobs = self._attempt.jobs
+        assert jobs is not None, "the context is used outside its task"
+        jobs.put(job)
+        error, value = await done
+        if error is not None:
+            raise error
+        return cast("R", value)
+
+
+async def _called(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    if inspect.iscoroutinefunction(fn):
+        return await fn(*args, **kwargs)
+    value = await asyncio.to_thread(fn, *args, **kwargs)
+    return await value if inspect.isawaitable(value) else value

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from conductor_cli import telemetry
-from conductor_cli.context import Abort
+from conductor_cli.attempt import Abort
 from conductor_cli.database import Database
 from conductor_cli.holding import SuspectLane
 from conductor_cli.leadership import Leadership
-from conductor_cli.maintenance import Pruner, Registrar, Rescuer
+from conductor_cli.maintenance import Dispatcher, Pruner, Registrar, Rescuer
 from conductor_cli.registration import Definitions, register
 from conductor_cli.runner import EventLoop, Runner
 from conductor_cli.scheduler import LOOK_AGAIN, JobScheduler
@@ -167,6 +167,9 @@ class JobCoordinator:
         trusts = _never if listener is None else (lambda: listener.is_proven)
         lane = SuspectLane()
         workers = [self._worker(spec, loop, trusts, lane) for spec in self._specs]
+        dispatcher = None
+        if self._specs:
+            dispatcher = Dispatcher(self._database, trusts_listener=trusts, on_death=self._on_death)
         heartbeat = Heartbeat(
             self._database, self._identity,
             interval=self._settings.heartbeat_interval,
@@ -176,7 +179,9 @@ class JobCoordinator:
             on_dead=partial(_abort_all, workers),
             on_death=self._on_death,
         )  # fmt: skip
-        return _Parts(heartbeat, workers, listener, rescuer, registrar, leadership, loop)
+        return _Parts(
+            heartbeat, workers, listener, rescuer, dispatcher, registrar, leadership, loop
+        )
 
     def _worker(
         self,
@@ -256,14 +261,16 @@ class JobCoordinator:
         parts.heartbeat.start()
         for worker in parts.workers:
             worker.start()
-        for service in (parts.listener, parts.rescuer, parts.registrar, parts.leadership):
+        for service in (
+            parts.listener, parts.rescuer, parts.dispatcher, parts.registrar, parts.leadership,
+        ):  # fmt: skip
             if service is not None:
                 service.start()
         parts.heartbeat.wake()  # the listener is there to hear the ping
 
     def _stop(self, parts: _Parts, deadline: Deadline) -> bool:
         parts.heartbeat.is_stopping = True
-        for early in (parts.leadership, parts.registrar, parts.rescuer):
+        for early in (parts.leadership, parts.registrar, parts.rescuer, parts.dispatcher):
             if early is not None:
                 early.stop()
         for worker in parts.workers:
@@ -275,7 +282,8 @@ class JobCoordinator:
             clean = worker.flush(deadline.before(LAST_WORDS / 4)) and clean
             worker.join(deadline)
         for service in (
-            parts.leadership, parts.registrar, parts.rescuer, parts.listener, parts.heartbeat,
+            parts.leadership, parts.registrar, parts.rescuer, parts.dispatcher, parts.listener,
+            parts.heartbeat,
         ):  # fmt: skip
             if service is not None:
                 service.stop()
@@ -335,6 +343,8 @@ class JobCoordinator:
                     cancelled = {UUID(rest)}
                     for worker in parts.workers:
                         worker.abort(cancelled, Abort.CANCELLED)
+                case "event" if parts.dispatcher is not None:
+                    parts.dispatcher.wake()
                 case "leaderless" | "schema":
                     parts.heartbeat.wake()
                 case "schedules" if parts.leadership is not None:
@@ -344,6 +354,8 @@ class JobCoordinator:
         for worker in self.workers:
             worker.holding.ready()
             worker.holding.due()
+        if (parts := self._parts) is not None and parts.dispatcher is not None:
+            parts.dispatcher.wake()
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +364,7 @@ class _Parts:
     workers: Sequence[JobWorker]
     listener: Listener | None
     rescuer: Rescuer | None
+    dispatcher: Dispatcher | None
     registrar: Registrar | None
     leadership: Leadership | None
     loop: EventLoop

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import select
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, LiteralString, TypeVar
 
@@ -28,6 +28,7 @@ from conductor_cli.connections import CONNECT_TIMEOUT, Impatient, refuse_dead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from typing import Self
 
     from psycopg.rows import RowFactory
 
@@ -380,6 +381,55 @@ class Database:
             self._found = not pooler.is_direct(conn)
         if self._found:
             conn.prepare_threshold = None
+
+
+class Loan:
+    """A pooled connection in a transaction that its user cannot end, only the lender."""
+
+    def __init__(self, database: Database) -> None:
+        self._stack = ExitStack()
+        self.connection: Connection = self._stack.enter_context(database.transaction())
+        self._kind = type(self.connection)
+        _become(self.connection, type("Lent", (_Lent, self._kind), {}))
+
+    def commit(self) -> None:
+        """Let all that was done on it be, and give it back; raises why it cannot be."""
+        _become(self.connection, self._kind)
+        self._stack.close()
+
+    def undo(self) -> None:
+        """Roll back and give it back, whatever state it is in."""
+        _become(self.connection, self._kind)
+        with suppress(psycopg.Error):  # a dead connection has nothing to be undone
+            self._stack.__exit__(psycopg.Rollback, psycopg.Rollback(), None)
+
+
+class _Lent(psycopg.Connection[Any]):
+    """What a task is given: it cannot commit before the runner does."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """The runner ends the transaction."""
+
+    def commit(self) -> None:
+        raise errors.StepError(
+            "This connection's transaction is committed together with the task's completion, or "
+            "the step's record, by the runner."
+        )
+
+    def rollback(self) -> None:
+        raise errors.StepError(
+            "This connection's transaction is rolled back by raising an exception."
+        )
+
+    def close(self) -> None:
+        raise errors.StepError("This connection is given back by the runner.")
+
+
+def _become(conn: Connection, kind: type[Connection]) -> None:
+    object.__setattr__(conn, "__class__", kind)
 
 
 class Link:

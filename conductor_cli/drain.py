@@ -101,7 +101,7 @@ class Drain:
             for worker in self._workers:
                 worker.holding.due()
         later = left.later if self._wait_until_empty else 0
-        return left.ready + left.running + later == 0
+        return left.ready + left.running + left.events + later == 0
 
     def _look(self) -> reports.Backlog:
         if self._retry_now:

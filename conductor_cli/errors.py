@@ -16,6 +16,11 @@
     │   ├── ExecutionFailed        what wait() raises (.id, .error)
     │   ├── ExecutionCancelled     (.id, .reason)
     │   ├── ExecutionNotFound      (.id)
+    │   ├── ChildFailed            what ctx.invoke() and ctx.wait() raise (.id, .task, .error)
+    │   ├── ChildCancelled         (.id, .task, .reason)
+    │   ├── ChildTimedOut          not ended in time; also a TimeoutError (.id, .task)
+    │   ├── EventTimedOut          no event came in time; also a TimeoutError (.event)
+    │   ├── StepError              the task uses its steps in a way that cannot work
     │   └── ShutdownTimeout        stop() did not finish inside shutdown_timeout
     └── TaskSignal                 what a task raises to end itself
         ├── Cancel                 ends cancelled
@@ -24,7 +29,8 @@
 
     BaseException
     └── Suspension                 leaves a task's thread; never caught by `except Exception`
-        └── Released               the server is stopping: hand this attempt back
+        ├── Released               the server is stopping: hand this attempt back
+        └── Suspending             the task sleeps or waits: go on when that is over
 """
 
 from __future__ import annotations
@@ -36,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-    from conductor_cli.models import ExecutionError
+    from conductor_cli.models import ExecutionError, Suspended
 
 
 class _Travelling(Exception):
@@ -48,6 +54,7 @@ class _Travelling(Exception):
 
 def _remade(kind: type[Exception], args: tuple[Any, ...], attributes: dict[str, Any]) -> Exception:
     error = kind.__new__(kind, *args)
+    error.args = args  # OSError's leaves that to its constructor
     error.__dict__.update(attributes)
     return error
 
@@ -135,6 +142,50 @@ class ExecutionNotFound(ConductorError):
         super().__init__(f"No execution has the id {id}.")
 
 
+class ChildFailed(ConductorError):
+    """The execution that a task waited for ended failed; ``error`` says why."""
+
+    def __init__(self, id: UUID | None, task: str, error: ExecutionError) -> None:
+        self.id = id
+        self.task = task
+        self.error = error
+        super().__init__(f"Child {task} {id} failed: {error.type}: {error.message}")
+
+
+class ChildCancelled(ConductorError):
+    """The execution that a task waited for was cancelled; ``reason`` may say why."""
+
+    def __init__(self, id: UUID | None, task: str, reason: str | None) -> None:
+        self.id = id
+        self.task = task
+        self.reason = reason
+        super().__init__(f"Child {task} {id} was cancelled{': ' + reason if reason else '.'}")
+
+
+class ChildTimedOut(ConductorError, TimeoutError):
+    """The execution that a task waited for did not end in time.
+
+    It goes on by itself, and keeps its result.
+    """
+
+    def __init__(self, id: UUID | None, task: str) -> None:
+        self.id = id
+        self.task = task
+        super().__init__(f"Child {task}{f' {id}' if id else ''} did not end in time.")
+
+
+class EventTimedOut(ConductorError, TimeoutError):
+    """The event that a task waited for did not come in time."""
+
+    def __init__(self, event: str) -> None:
+        self.event = event
+        super().__init__(f"No event {event!r} that fits came in time.")
+
+
+class StepError(ConductorError):
+    """A task uses its steps in a way that cannot work; the message says what to do instead."""
+
+
 class ShutdownTimeout(ConductorError):
     """Work still ran when ``shutdown_timeout`` had passed; it was handed back."""
 
@@ -181,3 +232,11 @@ class Suspension(BaseException):
 
 class Released(Suspension):
     """The server is stopping: this attempt is handed back and not counted."""
+
+
+class Suspending(Suspension):
+    """The task sleeps or waits; it goes on in another attempt, when that is over."""
+
+    def __init__(self, outcome: Suspended) -> None:
+        self.outcome = outcome
+        super().__init__(f"suspended at {outcome.name!r}")

@@ -47,11 +47,16 @@ LANE_PAUSE: Final = 0.5  # for which a suspect is left to others while one runs 
 
 
 class Finished(msgspec.Struct, frozen=True, gc=False):
-    """How an attempt ended, and for how many seconds it ran."""
+    """How an attempt ended, and for how many seconds it ran.
+
+    ``flagged``: its end concerns more than its row; ``recorded``: the database knows already.
+    """
 
     claimed: Claimed
     outcome: Outcome
     seconds: float
+    flagged: bool = False
+    recorded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

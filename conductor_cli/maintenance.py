@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from conductor_cli import telemetry
 from conductor_cli.database import STATEMENT_TIMEOUT, Link
 from conductor_cli.service import PeriodicService
-from conductor_cli.store import fleet
+from conductor_cli.store import events, fleet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +23,9 @@ ORPHANS_EVERY: Final = 60.0
 PRUNE_EVERY: Final = 60.0
 ROTATE_EVERY: Final = 900.0
 PRUNE_BATCH: Final = 1000
+DISPATCH_BATCH: Final = 100
+DISPATCH_POLL: Final = 1.0
+TRUSTING_POLL: Final = 15.0  # the safety net's, while the listener is proven alive
 REGISTER_EVERY: Final = 60.0
 LOOK_AGAIN_EVERY: Final = 2.0
 
@@ -48,6 +51,35 @@ class Rescuer(PeriodicService):
             rescued = fleet.rescue(conn)
         _tell(rescued)
         return False
+
+
+class Dispatcher(PeriodicService):
+    """Tells events to those who wait for them, and starts the tasks they trigger. Any server does.
+
+    Woken by a notification; what another dispatches just now is left to it.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        trusts_listener: Callable[[], bool],
+        on_death: Callable[[Service, BaseException], None],
+    ) -> None:
+        super().__init__("dispatcher", pause=DISPATCH_POLL, on_death=on_death)
+        self._database = database
+        self._trusts_listener = trusts_listener
+
+    def recover(self) -> None:
+        self._database.drop_dead()
+
+    def tick(self) -> bool:
+        with self._database.transaction() as conn:
+            done = events.dispatch(conn, DISPATCH_BATCH)
+        if done:
+            telemetry.emit("events.dispatched", count=done)
+        self.pause = TRUSTING_POLL if self._trusts_listener() else DISPATCH_POLL
+        return done > 0
 
 
 class Registrar(PeriodicService):

@@ -57,10 +57,13 @@ GRANTS: Final = """
 -- grant execute on all functions in schema conductor to worker;
 -- grant select on conductor.executions, conductor.tasks, conductor.migrations
 --     to producer, viewer;
--- grant select, insert, update, delete on conductor.live to producer;
+-- grant select, insert, update, delete on conductor.live, conductor.ledger, conductor.attempts,
+--     conductor.progress to producer;
 -- grant select, insert on conductor.history to producer;
+-- grant insert on conductor.events to producer;
 -- grant select on conductor.orchestrators, conductor.leadership, conductor.schedules,
---     conductor.queues, conductor.live, conductor.history to viewer;
+--     conductor.queues, conductor.live, conductor.history, conductor.ledger, conductor.attempts,
+--     conductor.progress, conductor.events, conductor.triggers to viewer;
 """
 
 

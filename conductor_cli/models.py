@@ -7,7 +7,9 @@ The states of an execution, as everyone outside sees them::
     running   -> completed  the task returned
     running   -> failed     it raised or timed out and its failures reached max_attempts,
                             or it took its process down more than max_crashes times
-    running   -> pending    retry, release at shutdown, rescue
+    running   -> pending    retry, sleep, release at shutdown, rescue
+    running   -> waiting    for a child, an execution or an event
+    waiting   -> pending    what it waited for has come, or its deadline has
     pending, waiting, running
               -> cancelled  cancel (a running one: when it ends, however it ends)
     failed, cancelled
@@ -52,7 +54,12 @@ class Flag(IntFlag):
     """What a finishing statement must know about a row beyond the plain case."""
 
     CANCEL_ASKED = 1
+    HAS_LEDGER = 2  # rows in the ledger
+    AWAITED = 4  # a row of some ledger is to be told how it ends
     WATCHED = 8  # somebody waits for its end: tell them
+    HAS_LOG = 16  # rows in attempts or progress
+    SLEEPS = 32
+    RETRIES_A_STEP = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,7 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     rank: int
     run_at: datetime
     seq: int
+    flags: int
 
 
 def is_suspect(crashes: int, max_crashes: int) -> bool:
@@ -156,7 +164,28 @@ class HandedBack(msgspec.Struct, frozen=True, gc=False):
     delay: float
 
 
-Outcome = Completed | Failed | Cancelled | Retrying | HandedBack
+class Park(StrEnum):
+    """What a suspended execution stays for: a moment, the next try of a step, or an event."""
+
+    SLEEPS = "z"
+    RETRIES = "r"
+    WAITS = "w"
+
+
+class Suspended(msgspec.Struct, frozen=True, gc=False):
+    """The attempt left its thread until something comes; that is no failure.
+
+    ``name``: of what it stays for; ``until``: the moment it goes on at the latest, None: never
+    by itself; ``wakes``: how often it had been woken when it last looked.
+    """
+
+    name: str
+    park: Park
+    until: datetime | None
+    wakes: int
+
+
+Outcome = Completed | Failed | Cancelled | Retrying | HandedBack | Suspended
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +218,19 @@ class ScheduleSpec:
     missed: str
     payload: str
     declared: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerSpec:
+    """An event trigger as it is stored; JSON is text, no payload: the event's own."""
+
+    task: str
+    queue: str
+    place: int
+    event: str
+    payload: str | None
+    exact: str
+    tests: str
 
 
 @dataclass(frozen=True, slots=True)

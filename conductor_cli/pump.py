@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, assert_never
 
 from conductor_cli import catalog, telemetry
 from conductor_cli.database import Link, is_bad_value, is_locked
+from conductor_cli.failure import describe
 from conductor_cli.holding import Finished
 from conductor_cli.models import (
     Cancelled,
     Completed,
     Failed,
+    Flag,
     HandedBack,
     Retrying,
     State,
+    Suspended,
 )
-from conductor_cli.runner import describe
 from conductor_cli.service import PeriodicService
-from conductor_cli.store import claims
+from conductor_cli.store import claims, endings
 from conductor_cli.store.claims import Claim, Ended, Exchange, Requeued
+from conductor_cli.store.endings import Leaving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -34,11 +37,12 @@ if TYPE_CHECKING:
     from conductor_cli.catalog import TaskSet
     from conductor_cli.database import Connection, Database
     from conductor_cli.holding import Holding, Plan
-    from conductor_cli.models import Claimed
+    from conductor_cli.models import Claimed, Outcome
     from conductor_cli.registry import Seconds
     from conductor_cli.service import Service
 
 PROMOTE_BATCH: Final = 1000
+_BEYOND: Final = ~int(Flag.CANCEL_ASKED | Flag.WATCHED)  # flags of an end that concerns others
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,16 @@ class Recorded:
 
     id: UUID
     state: State
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Outcomes by the statement that records them."""
+
+    ended: list[Finished] = field(default_factory=list)
+    flagged: list[Finished] = field(default_factory=list)
+    leaving: list[Finished] = field(default_factory=list)
+    given: list[Finished] = field(default_factory=list)
 
 
 class Pump(PeriodicService):
@@ -126,12 +140,16 @@ class Pump(PeriodicService):
         if plan.look:
             promoted = claims.promote(conn, self._queue, PROMOTE_BATCH)
             self._holding.looked(promoted, PROMOTE_BATCH)
-        ended, given = self._sorted(plan.finished)
-        if given:
-            self._requeue(conn, given)
-        if not ended and not plan.limit:
+        batch = self._sorted(plan.finished)
+        if batch.given:
+            self._requeue(conn, batch.given)
+        if batch.leaving:
+            self._suspend(conn, batch.leaving)
+        if batch.flagged:
+            self._finish(conn, batch.flagged)
+        if not batch.ended and not plan.limit:
             return []
-        return self._exchange(conn, ended, plan)
+        return self._exchange(conn, batch.ended, plan)
 
     def _exchange(
         self, conn: Connection, ended: Sequence[Finished], plan: Plan
@@ -176,7 +194,7 @@ class Pump(PeriodicService):
                     continue
                 if not is_bad_value(error):
                     raise
-                bad = Finished(each.claimed, Failed(describe(error)), each.seconds)
+                bad = _refused(each, error)
                 alone = [bad]
                 done = claims.exchange(conn, [self._ended(bad)], nothing)
             self._account(conn, alone, done)
@@ -190,6 +208,34 @@ class Pump(PeriodicService):
             cancelled = set(done.cancelled)
             ended = [_cancelled(f) if f.claimed.id in cancelled else f for f in ended]
         self._tell(ended)
+
+    def _finish(self, conn: Connection, flagged: Sequence[Finished]) -> None:
+        try:
+            done = endings.finish(conn, [self._ended(f) for f in flagged])
+        except Exception as error:
+            if not is_bad_value(error):
+                raise
+            only = len(flagged) == 1
+            for each in flagged:
+                self._finish(conn, [_refused(each, error) if only else each])
+            return
+        missing = {f.claimed.id for f in flagged} - {each.id for each in done}
+        cancelled = [each.id for each in done if each.cancelled]
+        self._account(conn, flagged, Exchange([], list(missing), cancelled))
+
+    def _suspend(self, conn: Connection, leaving: Sequence[Finished]) -> None:
+        held = endings.suspend(
+            conn,
+            [
+                Leaving(f.claimed.id, f.claimed.token, f.outcome)
+                for f in leaving
+                if isinstance(f.outcome, Suspended)
+            ],
+        )
+        if len(held) < len(leaving):
+            self._explain(conn, [f for f in leaving if f.claimed.id not in held])
+        self._tell_suspended([f for f in leaving if f.claimed.id in held])
+        self._holding.due()
 
     def _requeue(self, conn: Connection, given: Sequence[Finished]) -> None:
         held = claims.requeue(
@@ -214,10 +260,14 @@ class Pump(PeriodicService):
             match verdicts.get(each.claimed.id, "stale"):
                 case "locked":
                     self._holding.again(each)
-                case "cancelled" if isinstance(each.outcome, (Retrying, HandedBack)):
-                    self._holding.again(_cancelled(each))
+                case "flagged":
+                    self._holding.again(_flagged(each, each.outcome))
+                case "cancelled" if isinstance(each.outcome, (Retrying, HandedBack, Suspended)):
+                    self._holding.again(_flagged(each, Cancelled(None)))
                 case "cancelled":
-                    self._holding.again(each)
+                    self._holding.again(_flagged(each, each.outcome))
+                case "recorded" if isinstance(each.outcome, Suspended):
+                    self._tell_suspended([each])
                 case "recorded" if isinstance(each.outcome, (Retrying, HandedBack)):
                     self._tell_requeued([each])
                 case "recorded":
@@ -244,11 +294,9 @@ class Pump(PeriodicService):
             limit=plan.limit if limit is None else limit,
         )
 
-    def _sorted(self, finished: Sequence[Finished]) -> tuple[list[Finished], list[Finished]]:
-        """Those to end, and those to give back."""
+    def _sorted(self, finished: Sequence[Finished]) -> _Batch:
         seen: set[int] = set()
-        ended: list[Finished] = []
-        given: list[Finished] = []
+        batch = _Batch()
         for each in finished:
             outcome, number = each.outcome, each.claimed.id.int
             if number in seen:
@@ -256,13 +304,17 @@ class Pump(PeriodicService):
                 self._holding.again(each)
                 continue
             seen.add(number)
-            if type(outcome) is Completed:
-                ended.append(each)
+            if each.recorded:
+                self._tell([each])
             elif isinstance(outcome, (Retrying, HandedBack)):
-                given.append(self._hastened(each, outcome))
+                batch.given.append(self._hastened(each, outcome))
+            elif isinstance(outcome, Suspended):
+                batch.leaving.append(each)
+            elif each.flagged or each.claimed.flags & _BEYOND:
+                batch.flagged.append(each)
             else:
-                ended.append(each)
-        return ended, given
+                batch.ended.append(each)
+        return batch
 
     def _hastened(self, finished: Finished, outcome: Retrying | HandedBack) -> Finished:
         if not self.retry_now or isinstance(outcome, HandedBack) or not outcome.counts:
@@ -319,6 +371,10 @@ class Pump(PeriodicService):
         if released:
             telemetry.emit("executions.released", count=released, queue=self._queue)
 
+    def _tell_suspended(self, leaving: Sequence[Finished]) -> None:
+        for task, count in Counter(each.claimed.task for each in leaving).items():
+            telemetry.emit("executions.suspended", count=count, queue=self._queue, task=task)
+
     def _tell_retrying(self, finished: Finished, outcome: Retrying) -> None:
         error = outcome.error
         telemetry.emit(
@@ -341,6 +397,16 @@ def _keeps(
 
 def _cancelled(finished: Finished) -> Finished:
     return Finished(finished.claimed, Cancelled(None), finished.seconds)
+
+
+def _flagged(finished: Finished, outcome: Outcome) -> Finished:
+    return Finished(finished.claimed, outcome, finished.seconds, flagged=True)
+
+
+def _refused(finished: Finished, error: Exception) -> Finished:
+    """The same, failed: Postgres refuses a value of it."""
+    failed = Failed(describe(error))
+    return Finished(finished.claimed, failed, finished.seconds, flagged=finished.flagged)
 
 
 def _at_once(outcome: Retrying) -> Retrying:

@@ -16,14 +16,14 @@ import msgspec
 
 from conductor_cli import catalog, telemetry
 from conductor_cli.scheduling import first_tick
-from conductor_cli.store import definitions
+from conductor_cli.store import definitions, events
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from conductor_cli.catalog import WorkerSpec
     from conductor_cli.database import Database
-    from conductor_cli.models import ScheduleSpec, TaskSpec
+    from conductor_cli.models import ScheduleSpec, TaskSpec, TriggerSpec
     from conductor_cli.pump import Retention
 
 
@@ -33,6 +33,7 @@ class Definitions:
 
     tasks: Sequence[TaskSpec]
     schedules: Sequence[ScheduleSpec]
+    triggers: Sequence[TriggerSpec] = ()
 
     @classmethod
     def of(cls, specs: Sequence[WorkerSpec], *, timezone: str, retention: Retention) -> Definitions:
@@ -50,7 +51,13 @@ class Definitions:
             for schedule in catalog.schedule_specs(worker.tasks, timezone)
             if schedule.queue == worker.queue
         ]
-        return cls(tasks, schedules)
+        triggers = [
+            trigger
+            for worker in specs
+            for trigger in catalog.trigger_specs(worker.tasks)
+            if trigger.queue == worker.queue
+        ]
+        return cls(tasks, schedules, triggers)
 
     @property
     def names(self) -> list[str]:
@@ -61,7 +68,8 @@ class Definitions:
         """A fingerprint: two programs that define the same have the same."""
         tasks = sorted(self.tasks, key=lambda t: (t.queue, t.name))
         schedules = sorted(self.schedules, key=lambda s: (s.task, s.name))
-        text = msgspec.json.encode((tasks, schedules), order="deterministic")
+        triggers = sorted(self.triggers, key=lambda t: (t.task, t.place))
+        text = msgspec.json.encode((tasks, schedules, triggers), order="deterministic")
         return hashlib.sha256(text).hexdigest()[:32]
 
     def only(self, names: Collection[str]) -> Definitions:
@@ -69,6 +77,7 @@ class Definitions:
         return Definitions(
             [task for task in self.tasks if task.name in names],
             [schedule for schedule in self.schedules if schedule.task in names],
+            [trigger for trigger in self.triggers if trigger.task in names],
         )
 
 
@@ -98,6 +107,7 @@ def register(
             definitions.save_schedules(
                 conn, [(s, first_tick(s, now)) for s in mine.schedules], mine.names
             )
+            events.save_triggers(conn, mine.triggers, mine.names)
     if mine.tasks:
         telemetry.emit("tasks.registered", count=len(mine.names), schedules=len(mine.schedules))
     if left and not only_foreign:

@@ -23,7 +23,7 @@ from typing import (
     overload,
 )
 
-from conductor_cli import payloads, timing
+from conductor_cli import filters, payloads, timing
 from conductor_cli.context import AsyncContext, Context
 from conductor_cli.errors import ConductorError, PayloadError, TaskDefinitionError
 from conductor_cli.models import NAME_PATTERN
@@ -84,6 +84,32 @@ def cron(
 def default_cron_name(expression: str) -> str:
     """A schedule's name when its author gave none: the expression in characters of a name."""
     return re.sub(r"[^A-Za-z0-9_.:-]+", "_", expression.strip().replace("*", "x")) or "cron"
+
+
+@dataclass(frozen=True, slots=True)
+class OnEvent:
+    """An event that starts a task; made by :func:`on_event`."""
+
+    event: str
+    payload: object
+    exact: str
+    tests: str
+
+
+def on_event(
+    event: str, *, payload: object = None, where: Mapping[str, Any] | None = None
+) -> OnEvent:
+    """Run the task at each event of this name.
+
+    ``payload``: the execution's; default the event's own, of which the task takes the keys it
+    knows. ``where``: what the event's payload has to be like, e.g. ``{"kind": one_of("a", "b")}``.
+    ``ctx.event`` tells the event. Raises TaskDefinitionError.
+    """
+    try:
+        exact, tests = filters.compiled(where)
+        return OnEvent(check_name("event", event), payload, exact, tests)
+    except (TypeError, ValueError, PayloadError) as error:
+        raise TaskDefinitionError(f"on_event({event!r}): {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +192,13 @@ class Task(Generic[P, R_co]):
 
     @property
     def triggers(self) -> tuple[Cron, ...]:
-        return tuple(self.settings.triggers)
+        """Its schedules."""
+        return tuple(each for each in self.settings.triggers if isinstance(each, Cron))
+
+    @property
+    def events(self) -> tuple[OnEvent, ...]:
+        """The events that start it."""
+        return tuple(each for each in self.settings.triggers if isinstance(each, OnEvent))
 
     def _payload(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
         try:
@@ -232,7 +264,7 @@ class TaskOptions:
     retry: timing.RetryPolicy | None = None
     timeout: Seconds | None = None
     priority: int = 0
-    triggers: Sequence[Cron] = ()
+    triggers: Sequence[Cron | OnEvent] = ()
     invocable: bool = True
     retain_completed: Seconds | bool | None = None
     retain_failed: Seconds | bool | None = None
@@ -260,18 +292,24 @@ class TaskOptions:
         if not isinstance(self.triggers, Sequence):
             raise TypeError(f"triggers={self.triggers!r} is not a list")
         for trigger in self.triggers:
+            if isinstance(trigger, OnEvent):
+                if trigger.payload is not None:
+                    self._check_payload(task, trigger.event, trigger.payload)
+                continue
             if not isinstance(trigger, Cron):
-                raise TypeError(f"triggers holds {trigger!r}, which is not made by cron()")
+                raise TypeError(
+                    f"triggers holds {trigger!r}, which is made by neither cron() nor on_event()"
+                )
             if trigger.name in names:
                 raise ValueError(f"two triggers are named {trigger.name!r}; give one a name=")
             names.add(check_name("trigger", trigger.name))
-            self._check_payload(task, trigger)
+            self._check_payload(task, trigger.name, trigger.payload)
 
-    def _check_payload(self, task: Task[..., Any], trigger: Cron) -> None:
+    def _check_payload(self, task: Task[..., Any], name: str, payload: object) -> None:
         try:
-            task.binder.check(task.name, cron_payload(trigger))
+            task.binder.check(task.name, trigger_payload(name, payload))
         except PayloadError as error:
-            raise ValueError(f"trigger {trigger.name!r} cannot run it: {error}") from None
+            raise ValueError(f"trigger {name!r} cannot run it: {error}") from None
 
 
 class Decorator(Protocol):
@@ -297,7 +335,7 @@ def task(
     retry: timing.RetryPolicy | None = None,
     timeout: Seconds | None = None,
     priority: int = 0,
-    triggers: Sequence[Cron] = (),
+    triggers: Sequence[Cron | OnEvent] = (),
     invocable: bool = True,
     retain_completed: Seconds | bool | None = None,
     retain_failed: Seconds | bool | None = None,
@@ -310,9 +348,10 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     may take its process down (0: it runs at most once). ``retry``: seconds after failure 1, 2,
     ... (the last repeats), a Backoff, or ``(failures, error) -> seconds or None``; default 15,
     30, 60, 120, 300, 600, 1200, 2400, 3600, then 7200, ± 10 %. ``timeout``: seconds of running
-    time. ``priority``: higher first. ``triggers``: made by :func:`cron`. ``invocable=False``:
-    only its triggers run it. ``retain_completed``, ``retain_failed``: seconds to keep an ended
-    execution; 0 or False deletes at once, ``math.inf`` keeps for ever, None: the configuration's.
+    time. ``priority``: higher first. ``triggers``: made by :func:`cron` and :func:`on_event`.
+    ``invocable=False``: only its triggers run it. ``retain_completed``, ``retain_failed``: seconds
+    to keep an ended execution; 0 or False deletes at once, ``math.inf`` keeps for ever, None: the
+    configuration's.
 
     Raises TaskDefinitionError, naming the place, for options or a signature that cannot work.
     """
@@ -330,10 +369,10 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     return decorate if function is None else decorate(function)
 
 
-def cron_payload(trigger: Cron) -> str:
+def trigger_payload(name: str, payload: object) -> str:
     """The payload of a trigger's executions as JSON text; none given is an empty object."""
-    value = {} if trigger.payload is None else trigger.payload
-    return payloads.encode(value, f"The payload of trigger {trigger.name!r}")
+    value = {} if payload is None else payload
+    return payloads.encode(value, f"The payload of trigger {name!r}")
 
 
 def as_seconds(value: Seconds | None) -> float | None:

@@ -14,23 +14,28 @@ import sys
 import threading
 import traceback
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from conductor_cli import payloads, registry, timing
+from conductor_cli import calls, payloads, registry, timing
 from conductor_cli.aio import AsyncConductor
-from conductor_cli.context import (
-    Abort,
-    AsyncContext,
-    Context,
-    TaskTimeout,
-    current,
+from conductor_cli.attempt import Abort, TaskTimeout, current
+from conductor_cli.context import AsyncContext, Context
+from conductor_cli.errors import (
+    Cancel,
+    Fail,
+    PayloadError,
+    Retry,
+    Suspending,
+    Suspension,
+    TaskSignal,
 )
-from conductor_cli.errors import Cancel, Fail, PayloadError, Released, Retry, TaskSignal
+from conductor_cli.failure import MESSAGE_LIMIT, clean, describe, text
 from conductor_cli.models import (
     Cancelled,
     Completed,
-    ExecutionError,
     Failed,
+    Flag,
     HandedBack,
     Outcome,
     Retrying,
@@ -40,15 +45,13 @@ from conductor_cli.service import Service
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from conductor_cli.attempt import Attempt
     from conductor_cli.catalog import TaskSet
     from conductor_cli.client import Conductor
-    from conductor_cli.context import Attempt
+    from conductor_cli.ledger import Ledger
     from conductor_cli.models import Claimed
     from conductor_cli.registry import Task
 
-NAME_LIMIT: Final = 500
-MESSAGE_LIMIT: Final = 8_000
-TRACEBACK_LIMIT: Final = 32_000
 _NULL: Final = Completed("null")
 
 
@@ -84,6 +87,10 @@ class Runner:
             outcome = ending(task, claimed, attempt.abort_reason, error)
         finally:
             current.reset(before)
+        if attempt.ledger is not None:
+            attempt.ledger.give_back()
+            if attempt.ledger.is_settled:
+                return outcome
         if type(outcome) is Completed and attempt.abort_reason is Abort.TIMEOUT:
             outcome = ending(task, claimed, Abort.TIMEOUT, TaskTimeout("timed out"))
         return outcome
@@ -100,7 +107,18 @@ class Runner:
         except PayloadError as error:
             return Failed(describe(error))
         result = self._call(task, attempt, args, kwargs)
-        return _NULL if result is None else self._completed(task, result)
+        if (attempt.ledger or attempt.claimed.flags & Flag.HAS_LEDGER) and (
+            wrong := calls.opened(attempt, self._conductor).at_end()
+        ):
+            return Failed(describe(wrong))
+        outcome = _NULL if result is None else self._completed(task, result)
+        return outcome if attempt.ledger is None else self._settled(attempt.ledger, outcome)
+
+    def _settled(self, ledger: Ledger, outcome: Outcome) -> Outcome:
+        """Where the task has a transaction of its own: that and its completion, or neither."""
+        if ledger.loan is None or not isinstance(outcome, Completed):
+            return outcome
+        return outcome if ledger.complete(outcome.result) else HandedBack(0.0)
 
     def _call(
         self, task: Task[..., Any], attempt: Attempt, args: list[Any], kwargs: dict[str, Any]
@@ -149,10 +167,10 @@ def ending(
 ) -> Outcome:
     """The outcome of an attempt that raised ``error``; ``why`` it had been asked to stop."""
     match _out_of_group(error):
-        case Released():
-            return HandedBack(0.0)
+        case Suspension() as left:
+            return left.outcome if isinstance(left, Suspending) else HandedBack(0.0)
         case Cancel(reason=reason):
-            return Cancelled(_clean(_text(reason), MESSAGE_LIMIT) if reason else None)
+            return Cancelled(clean(text(reason), MESSAGE_LIMIT) if reason else None)
         case Fail() as fail:
             return Failed(describe(fail))
         case Retry() as retry:
@@ -166,20 +184,6 @@ def ending(
 def timed_out(task: Task[..., Any], claimed: Claimed) -> Outcome:
     """The outcome of an attempt that did not return after its timeout."""
     return _failure(task, claimed, TaskTimeout("timed out, and did not stop when asked to"))
-
-
-def describe(error: BaseException) -> ExecutionError:
-    """An exception as it is stored: texts cut, free of NUL, whatever its ``__str__`` does."""
-    message = _text(error)
-    kind = type(error)
-    name = kind.__qualname__
-    if kind.__module__ not in ("builtins", "conductor_cli.errors", "conductor_cli.context"):
-        name = f"{kind.__module__}.{name}"
-    if isinstance(error, TaskTimeout):
-        name = "TimeoutError"
-    return ExecutionError(
-        _clean(name, NAME_LIMIT), _clean(message, MESSAGE_LIMIT), _traceback(error)
-    )
 
 
 class EventLoop(Service):
@@ -200,9 +204,16 @@ class EventLoop(Service):
                 self._loop.run_forever()
 
     def call(self, attempt: Attempt, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Run a coroutine in the loop and wait for its end; in any other thread."""
+        """Run a coroutine in the loop, from any other thread, and do meanwhile what it may not
+        do there; returns at its end."""
         loop = self._ensure_started()
-        raised, value = asyncio.run_coroutine_threadsafe(_guarded(attempt, make), loop).result()
+        jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        attempt.jobs = jobs
+        future = asyncio.run_coroutine_threadsafe(_guarded(attempt, make), loop)
+        future.add_done_callback(lambda _: jobs.put(None))
+        while (job := jobs.get()) is not None:
+            job()
+        raised, value = future.result()
         if raised is not None:
             raise raised
         return value
@@ -282,6 +293,7 @@ async def _guarded(
 
     pid = os.getpid()
     current.set(attempt)
+    attempt.main = me
     attempt.cancel = cancel
     attempt.signal.on_set(cancel_when_due)
     try:
@@ -298,7 +310,7 @@ async def _guarded(
 def _out_of_group(error: BaseException) -> BaseException:
     """What a task ends itself with, also when an asyncio.TaskGroup has wrapped it."""
     if isinstance(error, BaseExceptionGroup):
-        _, others = error.split((Released, TaskSignal))
+        _, others = error.split((Suspension, TaskSignal))
         while others is None and isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
     return error
@@ -349,35 +361,3 @@ def _delayed(task: Task[..., Any], failures: int, error: BaseException, *, count
 
 def _bounded(delay: float) -> float:
     return min(max(0.0, delay), registry.LONGEST)
-
-
-def _text(value: object) -> str:
-    try:
-        return str(value)
-    except BaseException as worse:  # whatever: this is a task's code
-        return f"(its __str__ raises {type(worse).__name__})"
-
-
-def _traceback(error: BaseException) -> str | None:
-    if error.__traceback__ is None:
-        return None
-    try:
-        frames = _own_frames_off(error)
-        text = "".join(traceback.format_exception(type(error), error, frames))
-    except BaseException as worse:
-        return f"(its traceback raises {type(worse).__name__})"
-    return _clean(text, TRACEBACK_LIMIT)
-
-
-def _own_frames_off(error: BaseException) -> Any:
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-        frames = frames.tb_next
-    return frames or error.__traceback__
-
-
-def _clean(text: str, limit: int) -> str:
-    """Without NUL and lone surrogates, and cut in the middle: both ends of a traceback tell."""
-    if len(text) > limit:
-        text = f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
-    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from conductor_cli import borrowed, database
 from conductor_cli.invoking import Ids, Row, array, ids
-from conductor_cli.store import executions
+from conductor_cli.store import events, executions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,6 +49,20 @@ async def on_borrowed_async(connection: object, rows: Sequence[Row]) -> Ids:
     """The same on an asynchronous connection."""
     statement, values = _borrowed(rows)
     return _ids(rows, await borrowed.execute_async(connection, statement, values))
+
+
+def event_on_borrowed(connection: object, event: str, payload: str) -> UUID:
+    """Emit an event in the transaction of a caller; ``payload`` is JSON text."""
+    mine = database.of_own_kind(connection)
+    if mine is not None:
+        return events.emit(mine, event, payload)
+    return UUID(str(borrowed.execute(connection, events.LENT, (event, payload))[0][0]))
+
+
+async def event_on_borrowed_async(connection: object, event: str, payload: str) -> UUID:
+    """The same on an asynchronous connection."""
+    rows = await borrowed.execute_async(connection, events.LENT, (event, payload))
+    return UUID(str(rows[0][0]))
 
 
 def _borrowed(rows: Sequence[Row]) -> tuple[str, Sequence[object]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from conductor_cli import runner as running
 from conductor_cli import telemetry
-from conductor_cli.context import Abort, Attempt
+from conductor_cli.attempt import Abort, Attempt
 from conductor_cli.holding import Finished, Holding, SuspectLane
 from conductor_cli.models import HandedBack, is_suspect
 from conductor_cli.pump import Pump
@@ -89,8 +89,9 @@ class JobWorker:
         return all([slot.join(deadline) for slot in list(self._slots)])
 
     def insist(self) -> None:
-        """Leave async tasks at their next await; plain ones leave at their next checkpoint."""
+        """Leave async tasks at their next await; plain ones at their next call of the context."""
         for attempt in self._attempts():
+            attempt.insisted = True
             if attempt.cancel is not None:
                 attempt.cancel()
 
@@ -227,7 +228,13 @@ class Slot(Service):
             self.attempt = None
             if not attempt.decide():
                 return  # given up on, and replaced
-            holding.finish(Finished(claimed, outcome, clock() - started))
+            seconds_run, ledger = clock() - started, attempt.ledger
+            if ledger is None:
+                holding.finish(Finished(claimed, outcome, seconds_run))
+            else:
+                holding.finish(
+                    Finished(claimed, outcome, seconds_run, ledger.is_marked, ledger.is_settled)
+                )
 
     def stop(self) -> None:
         super().stop()

@@ -2,7 +2,9 @@
 -- why: the hot table: every execution that has not ended
 
 -- State: r ready, s scheduled (its moment has not come), b blocked, w waiting, x running.
--- Flags: 1 cancel asked, 8 somebody waits for its end. Rank is the negated priority, so that one index in ascending
+-- Flags: 1 cancel asked, 2 has rows in the ledger, 4 awaited by a row of some ledger, 8 watched by
+-- somebody who waits for its end, 16 has rows in attempts or progress, 32 sleeps, 64 waits to try
+-- a step again. Rank is the negated priority, so that one index in ascending
 -- order serves the claim and its lower bound. No full index besides the primary key:
 -- with a snapshot held elsewhere, every further one is walked once per finished row.
 create table conductor.live (
@@ -18,6 +20,7 @@ create table conductor.live (
     attempt integer not null default 0,
     failures integer not null default 0,
     crashes integer not null default 0,
+    wakes integer not null default 0,      -- grows with all it may have waited for
     rank smallint not null,
     flags smallint not null default 0,
     state "char" not null,
@@ -48,3 +51,59 @@ create index live_due on conductor.live (queue, run_at) where state in ('s', 'w'
 create index live_owner on conductor.live (owner) where state = 'x';
 create unique index live_dedupe on conductor.live (task, queue, dedupe_key)
     where dedupe_key is not null;
+
+-- What an execution remembers from one attempt to the next: a row for each name it has used.
+-- Kind: s step, z sleep, c child it waits for, d child it has started, g children that belong
+-- together, w wait for an execution, e wait for an event. State: p not yet, then c completed,
+-- f failed, k cancelled, t given up.
+create table conductor.ledger (
+    execution_id uuid not null,
+    child_id uuid,                         -- whose end it tells
+    seq bigint generated always as identity,
+    until timestamptz,
+    created_at timestamptz not null,
+    ended_at timestamptz,
+    since pg_snapshot,                     -- e: what is visible in it came too early
+    remaining integer,                     -- g: how many of its children have not ended
+    failures integer not null default 0,   -- s: how often it has failed
+    kind "char" not null,
+    state "char" not null,
+    tolerant boolean not null default false,  -- g: one that fails does not end the wait
+    branch boolean not null default false, -- made beside others, in no certain order
+    name text not null,
+    about text,                            -- the child's task, the event's name
+    part_of text,                          -- the name of the g it belongs to
+    exact jsonb,                           -- e: what the event's payload has to contain
+    tests jsonb,                           -- e: what else it has to satisfy
+    value json,
+    error json,
+    constraint ledger_pkey primary key (execution_id, name),
+    constraint kind_is_known check (kind in ('s', 'z', 'c', 'd', 'g', 'w', 'e')),
+    constraint state_is_known check (state in ('p', 'c', 'f', 'k', 't'))
+);
+
+create index ledger_child on conductor.ledger (child_id) where child_id is not null;
+create index ledger_event on conductor.ledger (about) where kind = 'e' and state = 'p';
+
+-- How attempts went that did not end their execution: f failed, z snoozed, s suspended,
+-- x lost with its process. What is ordinary is read from the execution itself.
+create table conductor.attempts (
+    execution_id uuid not null,
+    seq bigint generated always as identity,
+    started_at timestamptz,
+    ended_at timestamptz not null,
+    attempt integer not null,
+    kind "char" not null,
+    name text,                             -- s: what it waits for
+    error json,
+    constraint kind_is_known check (kind in ('f', 'z', 's', 'x'))
+);
+
+create index attempts_execution on conductor.attempts (execution_id, seq);
+
+create table conductor.progress (
+    execution_id uuid not null,
+    told_at timestamptz not null,
+    progress json not null,
+    constraint progress_pkey primary key (execution_id)
+) with (fillfactor = 50);

@@ -21,16 +21,17 @@ begin
 
     with made as (
         insert into conductor.live (
-            id, run_at, created_at, timeout, rank, state, queue, task, dedupe_key, group_key,
-            payload, metadata, event)
-        select s.id, m.run_at, conductor.now(), s.timeout, coalesce(s.rank, 0::smallint),
+            id, parent_id, run_at, created_at, timeout, rank, flags, state, queue, task,
+            dedupe_key, group_key, payload, metadata, event)
+        select s.id, s.parent_id, m.run_at, conductor.now(), s.timeout,
+            coalesce(s.rank, 0::smallint), coalesce(s.flags, 0::smallint),
             case when m.run_at > conductor.now() then 's' else 'r' end::"char",
             s.queue, s.task, s.dedupe_key, s."group", coalesce(s.payload, 'null'), s.metadata,
             s.event
         from json_to_recordset(specs) as s (
-            id uuid, task text, queue text, payload json, rank smallint, run_at timestamptz,
-            delay double precision, dedupe_key text, on_duplicate text, "group" text,
-            timeout double precision, metadata json, event json)
+            id uuid, parent_id uuid, task text, queue text, payload json, rank smallint,
+            flags smallint, run_at timestamptz, delay double precision, dedupe_key text,
+            on_duplicate text, "group" text, timeout double precision, metadata json, event json)
         cross join lateral (
             select coalesce(s.run_at, conductor.now() + s.delay * interval '1 second',
                             conductor.now()) as run_at
@@ -56,15 +57,6 @@ begin
     end if;
 end
 $$;
-
--- Tells the workers of a queue that something is ready at this rank, or due at a moment. The
--- server sends equal messages of one transaction once.
-create function conductor.notify_queue(queue text, rank integer, due_at timestamptz)
-    returns void
-    language sql volatile
-    return pg_notify('conductor', case
-        when due_at is null then 'ready:' || rank
-        else 'due:' || floor(extract(epoch from due_at))::bigint end || ':' || queue);
 
 -- For those of an array that were not inserted: what stands in their way. An execution with
 -- the dedupe key may end between the two looks; then this one is inserted after all.
@@ -199,6 +191,12 @@ declare
     why constant json := json_build_object(
         'type', 'Cancelled', 'message', coalesce(reason, ''), 'traceback', null);
 begin
+    -- Whoever ends an execution locks first who waits for it, or two that end a tree at once
+    -- would wait for each other.
+    perform from conductor.live l
+    where l.id in (select g.execution_id from conductor.ledger g
+                   where g.child_id = cancel.id and g.state = 'p')
+    order by l.id for update;
     select l.state, l.flags, l.owner into held from conductor.live l
     where l.id = cancel.id for update;
     if not found or held.flags & 1 <> 0 then

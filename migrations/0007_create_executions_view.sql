@@ -6,7 +6,10 @@ select id, task, queue,
     case state when 'x' then 'running' when 'w' then 'waiting' else 'pending' end as state,
     payload, null::json as result, error, attempt, failures, crashes,
     (-rank)::integer as priority, run_at, created_at, started_at,
-    null::timestamptz as finished_at, parent_id, null::json as progress, metadata,
+    null::timestamptz as finished_at, parent_id,
+    case when flags & 16 <> 0 then (
+        select p.progress from conductor.progress p where p.execution_id = live.id) end as progress,
+    metadata,
     group_key as "group"
 from conductor.live
 union all
@@ -14,6 +17,6 @@ select id, task, queue,
     case state when 'c' then 'completed' when 'f' then 'failed' else 'cancelled' end,
     payload, result, error, attempt, failures, crashes,
     (-rank)::integer, run_at, created_at, started_at,
-    finished_at, parent_id, null::json, metadata, group_key
+    finished_at, parent_id, progress, metadata, group_key
 from conductor.history
 where expires_at > conductor.now();

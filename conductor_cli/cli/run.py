@@ -13,10 +13,10 @@ from conductor_cli.cli import options, output, payload
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from conductor_cli.attempt import Attempt
     from conductor_cli.cli.options import Given
     from conductor_cli.client import Conductor
     from conductor_cli.config import Config
-    from conductor_cli.context import Attempt
     from conductor_cli.models import Claimed, ExecutionError, Outcome
     from conductor_cli.registry import Task
     from conductor_cli.runner import Runner
@@ -47,8 +47,8 @@ def run(given: Given, task: str, text: str | None, as_json: bool) -> int:
 
 
 def _run(given: Given, config: Config, task: Task[..., Any], value: Any) -> Outcome:
+    from conductor_cli.attempt import Attempt
     from conductor_cli.catalog import TaskSet
-    from conductor_cli.context import Attempt
     from conductor_cli.orchestrator import state_of
     from conductor_cli.runner import EventLoop, Runner
 
@@ -79,6 +79,7 @@ def _claimed(task: Task[..., Any], value: Any, config: Config) -> Claimed:
     return Claimed(
         id=new_id(), token=0, task=task.name, payload=text, attempt=1, failures=0, crashes=0,
         timeout=None, metadata=None, event=None, rank=0, run_at=datetime.now(UTC), seq=0,
+        flags=0,
     )  # fmt: skip
 
 
@@ -118,7 +119,7 @@ def _timeout(runner: Runner, attempt: Attempt) -> Iterator[None]:
 
 def _interrupt(attempt: Attempt) -> None:
     from conductor_cli import runner
-    from conductor_cli.context import Abort
+    from conductor_cli.attempt import Abort
 
     attempt.signal.set(Abort.TIMEOUT, "timed out")
     if attempt.cancel is None:

@@ -53,7 +53,8 @@ EXCHANGE: Final = Statement(
     -- skip each other's rows. A row of the batch is ended only if this claim still holds it;
     -- whether it was cancelled is decided on the row itself, so that a cancel before this commit
     -- is never lost. A row that somebody else has locked (a cancel that is not committed) is
-    -- waited for no longer than lock_timeout: the caller then leaves it out (see LOCKED).
+    -- waited for no longer than lock_timeout: the caller then leaves it out (see LOCKED). One
+    -- whose end concerns more than itself is left for FINISH, whatever the worker knew of it.
     -- (state::text: statistics that know of no running rows would have all of them read by
     -- live_owner. ctid: nobody moves a row that this statement has locked.)
     with outcome as materialized (
@@ -66,7 +67,7 @@ EXCHANGE: Final = Statement(
             set_config('lock_timeout', '100ms', true)
     ), gone as (
         delete from conductor.live l using outcome o
-        where l.id = o.id and l.token = o.token and l.state::text = 'x'
+        where l.id = o.id and l.token = o.token and l.state::text = 'x' and l.flags & ~9 = 0
         returning l.*, o.state as ending, o.result, o.error as reason, o.keep
     ), kept as (
         insert into conductor.history (
@@ -99,14 +100,14 @@ EXCHANGE: Final = Statement(
             limit %(limit)s
             for update skip locked))
         returning id, token, task, payload, attempt, failures, crashes, timeout, metadata, event,
-            rank, run_at, seq
+            rank, run_at, seq, flags
     ), summary as (
         select count(*) as ended, count(*) filter (where flags & 1 <> 0) as cancelled,
             count(conductor.notify_ended(id)) filter (where flags & 8 <> 0) as told
         from gone
     )
     select c.id, c.token, c.task, c.payload::text, c.attempt, c.failures, c.crashes, c.timeout,
-        c.metadata::text, c.event::text, c.rank, c.run_at, c.seq,
+        c.metadata::text, c.event::text, c.rank, c.run_at, c.seq, c.flags,
         case when s.ended < cardinality(%(ids)s::uuid[]) then
             array(select id from outcome where id not in (select id from gone)) end as missing,
         case when s.cancelled > 0 then
@@ -161,7 +162,7 @@ def exchange(conn: Connection, ended: Sequence[Ended], claim: Claim) -> Exchange
     """
     rows = EXCHANGE.all(
         conn,
-        **_columns(ended),
+        **columns(ended),
         owner=claim.owner,
         token=claim.token,
         queue=claim.queue,
@@ -175,8 +176,9 @@ def exchange(conn: Connection, ended: Sequence[Ended], claim: Claim) -> Exchange
     return Exchange(rows if first.token else [], first.missing or [], first.cancelled or [])
 
 
-def _columns(ended: Sequence[Ended]) -> dict[str, object]:
-    """The batch as arrays. Written here: the driver's way takes longer than all the rest."""
+def columns(ended: Sequence[Ended]) -> dict[str, object]:
+    """A batch as the arrays of EXCHANGE and FINISH. Written here: the driver's way takes longer
+    than all the rest."""
     outcomes = [e.outcome for e in ended]
     completed = [o.result if type(o) is Completed else "null" for o in outcomes]
     plain = all([type(o) is Completed for o in outcomes])
@@ -234,7 +236,7 @@ REQUEUE: Final = Statement(
                              %(failures)s::int[], %(attempts)s::int[], %(errors)s::text[])
             as o (id, token, delay, failures, attempts, error)
     ), held as materialized (
-        select l.id, o.delay, o.failures, o.attempts, o.error
+        select l.id, l.attempt, l.started_at, o.delay, o.failures, o.attempts, o.error
         from outcome o
         join conductor.live l on l.id = o.id and l.token = o.token and l.state::text = 'x'
             and l.flags & 1 = 0
@@ -247,9 +249,16 @@ REQUEUE: Final = Statement(
             owner = null,
             failures = l.failures + h.failures,
             attempt = l.attempt + h.attempts,
-            error = coalesce(h.error::json, l.error)
+            error = coalesce(h.error::json, l.error),
+            flags = l.flags & ~(32 | 64) | case when h.attempts = 0 then 16 else 0 end
         from held h where l.id = h.id
         returning l.id, l.queue, l.rank, l.state, l.run_at
+    ), logged as (
+        insert into conductor.attempts (
+            execution_id, started_at, ended_at, attempt, kind, error)
+        select id, started_at, conductor.now(), attempt,
+            case when failures > 0 then 'f' else 'z' end::"char", error::json
+        from held where attempts = 0
     ), told as materialized (
         select conductor.notify_queue(
             queue, min(rank), case when state = 's' then min(run_at) end)
@@ -287,7 +296,8 @@ def requeue(conn: Connection, given: Sequence[Requeued]) -> set[UUID]:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Why a write did not hold its row: ``locked``, ``cancelled``, ``recorded`` or ``stale``."""
+    """Why a write did not hold its row: ``locked``, ``cancelled``, ``flagged`` (its end concerns
+    more than itself), ``recorded`` or ``stale``."""
 
     id: UUID
     verdict: str
@@ -300,6 +310,7 @@ INSPECT: Final = Statement(
     -- token, was written by an earlier try whose reply was lost.
     select o.id, case
         when l.token = o.token and l.state = 'x' and l.flags & 1 <> 0 then 'cancelled'
+        when l.token = o.token and l.state = 'x' and l.flags & ~9 <> 0 then 'flagged'
         when l.token = o.token and l.state = 'x' then 'locked'
         when l.token = o.token then 'recorded'
         when exists (select from conductor.history h where h.id = o.id and h.token = o.token)
@@ -331,13 +342,13 @@ class Promoted:
 PROMOTE: Final = Statement(
     row=Promoted,
     sql="""
-    -- The future enters the ready index only when it is due. Servers that promote at once
-    -- skip each other's rows.
+    -- The future enters the ready index only when it is due, and who waits for no longer than
+    -- until now goes on without. Servers that promote at once skip each other's rows.
     with promoted as (
         update conductor.live set state = 'r'
         where id = any (array(
             select id from conductor.live
-            where queue = %(queue)s and state = 's' and run_at <= conductor.now()
+            where queue = %(queue)s and state in ('s', 'w') and run_at <= conductor.now()
             order by run_at
             limit %(limit)s
             for update skip locked))

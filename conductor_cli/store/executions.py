@@ -94,11 +94,39 @@ RETRY: Final = Statement(
         delete from conductor.history
         where id = %(id)s and state in ('f', 'k') and expires_at > conductor.now()
         returning *
+    ), kept as (
+        select e.* from gone, json_to_recordset(case when not %(restart)s::bool
+                                                then story -> 'ledger' end) as e (
+            execution_id uuid, child_id uuid, until timestamptz, created_at timestamptz,
+            ended_at timestamptz, remaining int, failures int, kind "char", state "char",
+            tolerant bool, branch bool, name text, about text, part_of text, value json,
+            error json, seq bigint)
+    ), unfolded as (
+        insert into conductor.ledger (
+            execution_id, child_id, until, created_at, ended_at, remaining, failures, kind, state,
+            tolerant, branch, name, about, part_of, value, error)
+        select execution_id, child_id, until, created_at, ended_at, remaining, failures, kind,
+            state, tolerant, branch, name, about, part_of, value, error
+        from kept order by seq
+    ), past as (
+        insert into conductor.attempts (
+            execution_id, started_at, ended_at, attempt, kind, name, error)
+        select a.execution_id, a.started_at, a.ended_at, a.attempt, a.kind, a.name, a.error
+        from gone, json_to_recordset(story -> 'attempts') as a (
+            execution_id uuid, started_at timestamptz, ended_at timestamptz, attempt int,
+            kind "char", name text, error json, seq bigint)
+        order by a.seq
+    ), failed as (
+        insert into conductor.attempts (
+            execution_id, started_at, ended_at, attempt, kind, error)
+        select id, started_at, finished_at, attempt, 'f', error from gone
+        where state = 'f' and started_at is not null
     ), back as (
         insert into conductor.live (
-            id, parent_id, run_at, created_at, timeout, attempt, rank, state, queue, task,
+            id, parent_id, run_at, created_at, timeout, attempt, rank, flags, state, queue, task,
             dedupe_key, group_key, payload, metadata, event, error)
-        select id, parent_id, conductor.now(), created_at, timeout, attempt, rank, 'r', queue,
+        select id, parent_id, conductor.now(), created_at, timeout, attempt, rank,
+            16 + case when exists (select from kept) then 2 else 0 end, 'r', queue,
             task, case when not exists (
                 select from conductor.live l where l.task = gone.task
                   and l.queue = gone.queue and l.dedupe_key = gone.dedupe_key
@@ -112,9 +140,12 @@ RETRY: Final = Statement(
 )
 
 
-def retry(conn: Connection, id: UUID) -> bool:
-    """Let a failed or cancelled execution run again, failures and crashes zero."""
-    return RETRY.one(conn, id=id) is not None
+def retry(conn: Connection, id: UUID, *, restart: bool = False) -> bool:
+    """Let a failed or cancelled execution run again, failures and crashes zero.
+
+    What it has recorded is kept, unless it is to ``restart`` from its beginning.
+    """
+    return RETRY.one(conn, id=id, restart=restart) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +209,12 @@ def not_ended(conn: Connection, ids: Sequence[UUID]) -> list[UUID]:
 HASTEN: Final = Statement(
     row=int,
     sql="""
-    -- Retries without their backoff: what failed and waits becomes due now.
+    -- Retries without their backoff: what failed and waits becomes due now, and what sleeps
+    -- goes on sleeping.
     with hastened as (
         update conductor.live set run_at = conductor.now(), state = 'r'
-        where queue = any (%(queues)s) and state = 's' and failures > 0
-          and task = any (%(tasks)s)
+        where queue = any (%(queues)s) and state = 's' and task = any (%(tasks)s)
+          and (flags & 64 <> 0 or failures > 0 and flags & 32 = 0)
         returning 1
     )
     select count(*)::int from hastened

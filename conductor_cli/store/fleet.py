@@ -214,7 +214,7 @@ RESCUE: Final = Statement(
         update conductor.leadership set leader = null where leader = %(fallen)s
         returning pg_notify('conductor', 'leaderless')
     ), held as materialized (
-        select l.id, l.queue, l.flags, l.owner, l.started_at, l.rank, l.run_at, l.seq,
+        select l.id, l.queue, l.flags, l.owner, l.started_at, l.attempt, l.rank, l.run_at, l.seq,
             l.crashes, coalesce(t.max_crashes, 3) as max_crashes,
             l.crashes >= greatest(1, least(2, coalesce(t.max_crashes, 3))) as suspect
         from conductor.live l
@@ -226,7 +226,8 @@ RESCUE: Final = Statement(
         order by l.id
         for update of l skip locked
     ), charged as materialized (
-        select id, queue, flags, charge, crashes + charge > max_crashes and charge = 1 as too_often
+        select id, queue, flags, started_at, attempt, charge,
+            crashes + charge > max_crashes and charge = 1 as too_often
         from (
             select *, case when suspect and row_number() over (
                 partition by owner, suspect order by started_at, rank, run_at, seq) > 1
@@ -236,9 +237,13 @@ RESCUE: Final = Statement(
     ), counted as (
         update conductor.live l set
             crashes = l.crashes + h.charge, owner = null, token = null,
-            state = 'r', run_at = conductor.now()
+            state = 'r', run_at = conductor.now(), flags = l.flags | 16
         from charged h where l.id = h.id and h.flags & 1 = 0 and not h.too_often
         returning l.queue, l.rank
+    ), logged as (
+        insert into conductor.attempts (execution_id, started_at, ended_at, attempt, kind)
+        select id, started_at, conductor.now(), attempt, 'x' from charged
+        where flags & 1 = 0 and not too_often
     ), ended as (
         select conductor.archive(
             array(select id from charged where flags & 1 = 0 and too_often), 'f',

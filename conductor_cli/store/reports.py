@@ -163,8 +163,8 @@ class Backlog:
     """What is left in some queues, counted in one snapshot.
 
     ``ready``: could be claimed by whoever serves ``tasks``; ``running``: anywhere; ``blocked``: by
-    a limit, or because its queue is paused; ``later``: will be ready by itself; ``next_in``:
-    seconds until the next scheduled or retrying one is due.
+    a limit, or because its queue is paused; ``events``: to be dispatched; ``later``: will be ready
+    by itself; ``next_in``: seconds until the next scheduled or retrying one is due.
     """
 
     ready: int
@@ -174,6 +174,7 @@ class Backlog:
     waiting: int
     blocked: int
     unserved: int
+    events: int
     later: int
     next_in: float | None
 
@@ -185,23 +186,26 @@ BACKLOG: Final = Statement(
     select
         (count(*) filter (where served and due and not paused))::int as ready,
         (count(*) filter (where state = 'x'))::int as running,
-        (count(*) filter (where served and failures > 0
+        (count(*) filter (where served and retries
             and (state = 's' and not due or due and paused)))::int as retrying,
-        (count(*) filter (where served and state = 's' and failures = 0
+        (count(*) filter (where served and state = 's' and not retries
             and not due))::int as scheduled,
         (count(*) filter (where state = 'w'))::int as waiting,
         (count(*) filter (where served
-            and (state = 'b' or due and paused and failures = 0)))::int as blocked,
+            and (state = 'b' or due and paused and not retries)))::int as blocked,
         (count(*) filter (where not served and state in ('r', 's', 'b')))::int as unserved,
-        (count(*) filter (where not paused
-            and (state = 'w' or served and state = 's' and not due)))::int as later,
+        (select count(*) from conductor.events)::int as events,
+        (count(*) filter (where not paused and served and not due
+            and (state = 's' or state = 'w' and run_at is not null)))::int as later,
         extract(epoch from min(run_at) filter (
             where served and state in ('s', 'w') and run_at > conductor.now())
             - conductor.now())::float8 as next_in
     from (
-        select l.state, l.failures, l.run_at, l.task = any (%(tasks)s) as served,
+        select l.state, l.run_at, l.task = any (%(tasks)s) as served,
             coalesce(q.paused, false) as paused,
-            l.state = 'r' or l.state = 's' and l.run_at <= conductor.now() as due
+            l.flags & 64 <> 0 or l.failures > 0 and l.flags & 32 = 0 as retries,
+            l.state = 'r' or l.state in ('s', 'w') and coalesce(l.run_at <= conductor.now(), false)
+                as due
         from conductor.live l left join conductor.queues q on q.name = l.queue
         where l.queue = any (%(queues)s)
     ) l

@@ -52,6 +52,9 @@ CATALOGUE: Final[Mapping[str, Event]] = {
     "executions.rescued": _counted(WARNING, "Executions taken back from dead servers."),
     "executions.stale": _counted(WARNING, "Late writes refused: the claim was no longer held."),
     "executions.reconciled": _counted(WARNING, "Claims taken back: their reply was lost.", "queue"),
+    "executions.suspended": _counted(
+        DEBUG, "Attempts that left to sleep or wait.", "queue", "task"
+    ),
     "executions.released": _counted(INFO, "Executions handed back."),
     "worker.stuck": _counted(ERROR, "Tasks that did not return after their timeout.", "queue"),
     "leadership.gained": _counted(INFO, "Times this server became the leader."),
@@ -59,6 +62,7 @@ CATALOGUE: Final[Mapping[str, Event]] = {
     "schedule.ticked": _counted(DEBUG, "Ticks that became executions."),
     "schedule.missed": _counted(WARNING, "Ticks whose moment passed with no server to run them."),
     "schedule.refused": _told(WARNING, "A schedule's expression is not understood here."),
+    "events.dispatched": _counted(DEBUG, "Events told to those who wait and to tasks."),
     "history.pruned": _counted(DEBUG, "Executions deleted by retention."),
     "database.lost": _counted(
         WARNING, "Database calls that found no database.", "component", line_every=1.0

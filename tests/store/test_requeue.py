@@ -169,9 +169,7 @@ def test_nothing_is_due_in_an_empty_queue(conn: Connection) -> None:
     assert claims.promote(conn, "q", 10) == Promoted(0, None, None)
 
 
-def test_what_waits_is_not_promoted_but_its_deadline_is_told(
-    conn: Connection, clock: Clock
-) -> None:
+def test_what_waits_is_promoted_when_its_deadline_has_come(conn: Connection, clock: Clock) -> None:
     clock.stop(MOMENT)
     waiting = add(conn)
     conn.execute(
@@ -179,8 +177,8 @@ def test_what_waits_is_not_promoted_but_its_deadline_is_told(
     )
     assert claims.promote(conn, "q", 10).next_in == 5
     clock.advance(6)
-    assert claims.promote(conn, "q", 10) == Promoted(0, None, None)
-    assert live(conn, waiting).state == "w"
+    assert claims.promote(conn, "q", 10) == Promoted(1, None, None)
+    assert live(conn, waiting).state == "r"
 
 
 def test_of_promotions_at_once_each_takes_others(

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 from psycopg.rows import namedtuple_row
 
 from conductor_cli.models import Cancelled, Claimed, Completed, ExecutionError, Failed, TaskSpec
-from conductor_cli.store import claims, definitions, executions, fleet
+from conductor_cli.store import claims, definitions, endings, executions, fleet
 from conductor_cli.store.claims import START, Claim, Ended, Ending, Exchange, Place
 from conductor_cli.store.executions import Met
 
@@ -93,8 +93,16 @@ def end(claimed: Claimed, outcome: Ending = DONE, keep: float | None = DAY) -> E
 
 
 def finish(conn: Connection, *ended: Ended) -> Exchange:
-    """End these and claim nothing."""
-    return exchange(conn, ended, limit=0)
+    """End these and claim nothing; what the one statement leaves alone by the other one."""
+    done = exchange(conn, ended, limit=0)
+    verdicts = claims.inspect(conn, done.missing, [e.token for e in ended if e.id in done.missing])
+    flagged = [e for e in ended if verdicts.get(e.id) == "flagged"]
+    concluded = endings.finish(conn, flagged) if flagged else []
+    return Exchange(
+        done.claimed,
+        [id for id in done.missing if id not in {c.id for c in concluded}],
+        [*done.cancelled, *(c.id for c in concluded if c.cancelled)],
+    )
 
 
 def finished(

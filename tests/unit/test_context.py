@@ -30,7 +30,7 @@ def attempt(**changes: Any) -> Attempt:
     values: dict[str, Any] = {
         "id": ID, "token": 1, "task": "work", "payload": "{}", "attempt": 3, "failures": 0,
         "crashes": 0, "timeout": None, "metadata": None, "event": None, "rank": 0,
-        "run_at": datetime.now(UTC), "seq": 1,
+        "run_at": datetime.now(UTC), "seq": 1, "flags": 0,
     }  # fmt: skip
     return Attempt(Claimed(**{**values, **changes}))
 

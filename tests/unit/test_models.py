@@ -82,6 +82,11 @@ SAMPLES = [
     errors.ExecutionCancelled(ID, None),
     errors.ExecutionNotFound(ID),
     errors.ShutdownTimeout("late"),
+    errors.ChildFailed(ID, "task", ExecutionError("ValueError", "no")),
+    errors.ChildCancelled(ID, "task", None),
+    errors.ChildTimedOut(ID, "task"),
+    errors.EventTimedOut("event"),
+    errors.StepError("twice"),
 ]
 
 

@@ -15,8 +15,9 @@ from conductor_cli import errors
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = {
-    "AsyncConductor", "AsyncContext", "Backoff", "Cancel", "Conductor", "ConductorError",
-    "ConfigError", "Context",
+    "AsyncConductor", "AsyncContext", "Backoff", "Cancel", "ChildCancelled", "ChildFailed",
+    "ChildTimedOut", "between", "exists", "on_event", "one_of", "prefix", "EventTimedOut", "Step",
+    "StepError", "Conductor", "ConductorError", "ConfigError", "Context",
     "DatabaseUnavailable", "DrainReport", "Duplicate", "Execution", "ExecutionCancelled",
     "ExecutionFailed", "ExecutionNotFound", "Fail", "Invocation", "JobCoordinator", "JobScheduler",
     "JobWorker", "Orchestrator", "PayloadError", "Retry", "SchemaMissing", "SchemaTooNew",

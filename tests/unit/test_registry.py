@@ -195,7 +195,7 @@ def test_these_options_are_accepted(options: dict[str, Any]) -> None:
         ({"retain_failed": -math.inf}, "retain_failed must be seconds"),
         ({"invocable": "no"}, "invocable='no' is neither True nor False"),
         ({"triggers": cron("@daily")}, "is not a list"),
-        ({"triggers": ["@daily"]}, "triggers holds '@daily', which is not made by cron()"),
+        ({"triggers": ["@daily"]}, "triggers holds '@daily', which is made by neither"),
         ({"triggers": [cron("@daily")] * 2}, "two triggers are named 'daily'"),
     ],
     ids=str,
@@ -276,9 +276,9 @@ def test_a_trigger_whose_payload_does_not_fit_is_a_definition_error(
 
 
 def test_a_trigger_without_a_payload_sends_an_empty_object() -> None:
-    assert registry.cron_payload(cron("@daily")) == "{}"
-    assert registry.cron_payload(cron("@daily", payload=[0])) == "[0]"
-    assert registry.cron_payload(cron("@daily", payload={})) == "{}"
+    assert registry.trigger_payload("t", cron("@daily").payload) == "{}"
+    assert registry.trigger_payload("t", [0]) == "[0]"
+    assert registry.trigger_payload("t", {}) == "{}"
 
 
 # ---------------------------------------------------------------- invocations

@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import pytest
 
-from conductor_cli import context, registry, runner
+from conductor_cli import context, failure, registry, runner
 from conductor_cli.catalog import TaskSet
 from conductor_cli.client import Conductor
 from conductor_cli.context import Abort, AsyncContext, Attempt, Context, TaskTimeout, current
@@ -55,7 +55,7 @@ def claimed(payload: str = "{}", **changes: Any) -> Claimed:
     values: dict[str, Any] = {
         "id": uuid4(), "token": 1, "task": "work", "payload": payload, "attempt": 1,
         "failures": 0, "crashes": 0, "timeout": None, "metadata": None, "event": None,
-        "rank": 0, "run_at": datetime.now(UTC), "seq": 1,
+        "rank": 0, "run_at": datetime.now(UTC), "seq": 1, "flags": 0,
     }  # fmt: skip
     return Claimed(**{**values, **changes})
 
@@ -472,10 +472,10 @@ def test_a_huge_message_is_cut_and_the_traceback_keeps_both_ends() -> None:
     outcome = ended(raising(ValueError("begin " + "x" * 1_000_000 + " end")), max_attempts=1)
     assert isinstance(outcome, Failed)
     message, text = outcome.error.message, str(outcome.error.traceback)
-    assert len(message) < runner.MESSAGE_LIMIT + 10
+    assert len(message) < failure.MESSAGE_LIMIT + 10
     assert message.startswith("begin x")
     assert message.endswith("x end")
-    assert len(text) < runner.TRACEBACK_LIMIT + 10
+    assert len(text) < failure.TRACEBACK_LIMIT + 10
     assert text.startswith("Traceback (most recent call last)")
     assert "in work" in text
     assert text.endswith("x end\n")
