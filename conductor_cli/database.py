@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, LiteralString, TypeVar
@@ -217,6 +218,7 @@ class Database:
         self._size = size
         self._asked = behind_pooler
         self._found = behind_pooler
+        self.doubted_at = 0.0
         self._lock = threading.Lock()
         self._own: ConnectionPool[Any] | None = None
         self._pid = 0
@@ -271,6 +273,10 @@ class Database:
                     raise unavailable(error, self.url) from error
                 self.drop_dead()
         raise AssertionError("unreachable")
+
+    def doubt(self) -> None:
+        """A connection has fallen silent: those made before are not to be asked, but replaced."""
+        self.doubted_at = time.monotonic()
 
     def end_session_of(self, lost: Connection | None, conn: Connection) -> None:
         """See to it, on ``conn``, that nothing sent on a connection that fell silent happens any
@@ -450,14 +456,18 @@ class Link:
         self._name = name
         self._statement_timeout, self._silence = statement_timeout, silence
         self._conn: Connection | None = None
+        self._made_at = 0.0
         self._lost: Connection | None = None
 
     def get(self) -> Connection:
         """A usable connection; raises DatabaseUnavailable."""
+        if self._made_at < self._database.doubted_at:
+            self.drop()
         if self._conn is None or self._conn.closed or self._conn.broken:
             self._conn = self._database.connect(
                 self._name, statement_timeout=self._statement_timeout, silence=self._silence
             )
+            self._made_at = time.monotonic()
             self._database.end_session_of(self._lost, self._conn)
             self._lost = None
         return self._conn
@@ -472,6 +482,8 @@ class Link:
         if conn is not None:
             self._lost = conn
             conn.close()
+            if isinstance(conn, Impatient) and conn.was_silent:
+                self._database.doubt()
 
 
 class Listening:

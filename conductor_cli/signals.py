@@ -224,6 +224,7 @@ class Listener(Service):
         if self._stopping.is_set() or not self._was_proven:
             return
         if time.monotonic() - self._quiet_since >= self._patience:
+            self._database.doubt()
             raise DatabaseUnavailable("it has heard no ping of its own")
 
     def _connect(self) -> Listening:
