@@ -71,7 +71,8 @@ class Statement(Generic[R]):
     """SQL and the type of its rows: one scalar, or a class whose fields are the columns in order;
     None when it has none.
 
-    Prepared on first use per connection, except behind a pooler; parameters are named.
+    Parameters are named. Prepared on first use per connection, but not behind a pooler; on a
+    connection that is not ours when its own threshold says so.
     """
 
     row: type[R] | None
@@ -81,13 +82,13 @@ class Statement(Generic[R]):
         """Run it and return every row."""
         with conn.cursor(binary=True, row_factory=_factory(self.row)) as cursor:
             with pooler.limited(conn):
-                cursor.execute(self.sql, parameters, prepare=True)
+                cursor.execute(self.sql, parameters, prepare=pooler.prepares(conn))
             return cursor.fetchall()
 
     def run(self, conn: Connection, /, **parameters: Any) -> None:
         """Run one that has no rows."""
         with conn.cursor() as cursor, pooler.limited(conn):
-            cursor.execute(self.sql, parameters, prepare=True)
+            cursor.execute(self.sql, parameters, prepare=pooler.prepares(conn))
 
     def one(self, conn: Connection, /, **parameters: Any) -> R | None:
         """Run it and return its first row, if there is one."""
