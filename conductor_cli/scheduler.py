@@ -57,7 +57,7 @@ class JobScheduler(PeriodicService):
         return any(done)
 
     def _make(self, conn: Connection, schedule: DueSchedule) -> bool:
-        """Whether there may be more behind it: it has moved on, here or elsewhere, or is refused."""
+        """Whether it stands in nobody's way any more: moved on, here or elsewhere, or refused."""
         try:
             parsed = timing.Schedule.parse(schedule.expression, schedule.timezone)
             missed = timing.Missed(schedule.missed)

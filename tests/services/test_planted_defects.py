@@ -48,7 +48,7 @@ DEFECTS: Final = {
         fleet, "RESCUE", "owner = null, token = null", "owner = null",
     ),
     "a rescue judges too early": (
-        fleet, "RESCUE", "+ timeout * interval '1 second'", "+ timeout * interval '0.5 second'",
+        fleet, "RESCUE", ">= timeout * interval '1 second'", ">= timeout * interval '0.5 second'",
     ),
     "a rescue charges nobody": (fleet, "RESCUE", "crashes = l.crashes + h.charge", "crashes = -1"),
     "a lease is taken before it ends": (

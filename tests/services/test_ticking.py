@@ -1,4 +1,4 @@
-"""The scheduler by the database's clock: outages, changes of leaders, edits, what it cannot read."""
+"""The scheduler by the database's clock: outages, takeovers, edits, jumps, what it cannot read."""
 
 from __future__ import annotations
 
@@ -168,6 +168,28 @@ def test_a_schedule_that_is_edited_while_a_leader_makes_its_tick_is_not_set_back
     leader._make(conn, seen)  # by the expression of before
     assert made(conn) == []
     assert next_at(conn) == at(hours=1, minutes=30)
+
+
+# ---------------------------------------------------------------- the server's clock jumps
+
+
+@pytest.mark.parametrize(("missed", "hours"), [("latest", [3]), ("skip", []), ("all", [1, 2, 3])])
+def test_a_clock_that_jumps_forward_and_back_neither_doubles_nor_loses_a_tick(
+    conn: Connection, clock: Clock, leader: JobScheduler, missed: str, hours: list[int]
+) -> None:
+    clock.stop(NOON)
+    save(conn, HOURLY, missed)
+    clock.stop(at(hours=3, minutes=10))  # forward: as after an outage
+    rounds(leader)
+    clock.stop(at(minutes=10))  # and back: what was made is not made again
+    rounds(leader)
+    for hour in (1, 2, 3):
+        clock.stop(at(hours=hour))
+        rounds(leader)
+    assert made(conn) == [at(hours=hour) for hour in hours]
+    clock.stop(at(hours=4))
+    rounds(leader)
+    assert made(conn) == [at(hours=hour) for hour in (*hours, 4)]
 
 
 # ---------------------------------------------------------------- what cannot be read
