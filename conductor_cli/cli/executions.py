@@ -83,6 +83,7 @@ def show(given: options.Given, id: str, as_json: bool) -> None:
 @executions.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @filters
+@click.option("--restart", is_flag=True, help="From the beginning: forget the recorded steps.")
 @click.option("--yes", is_flag=True, help="Really do it for all that match the filters.")
 @options.json_flag
 @click.pass_obj
@@ -91,6 +92,7 @@ def retry(
     /,
     *,
     ids: Sequence[str],
+    restart: bool,
     yes: bool,
     as_json: bool,
     **wanted: Any,
@@ -98,9 +100,14 @@ def retry(
     """Run failed or cancelled executions again, each with its id.
 
     Name them, or choose them by filters (the failed ones, unless --state says otherwise): then
-    they are only shown, unless --yes is given.
+    they are only shown, unless --yes is given. What they have recorded is kept, unless --restart
+    is given.
     """
-    act = Act("retried", lambda conductor, each: conductor.retry(each), ENDED_BADLY, ("failed",))
+
+    def do(conductor: Conductor, each: UUID) -> bool:
+        return conductor.retry(each, restart)
+
+    act = Act("retried", do, ENDED_BADLY, ("failed",))
     return _act(act, given, ids, wanted, yes=yes, as_json=as_json)
 
 
