@@ -71,11 +71,15 @@ def show(given: options.Given, id: str, as_json: bool) -> None:
     with session.client(given) as conductor:
         found = selection.one(conductor, id)
         why = "" if as_json else explanation.of(conductor, found)
+        past = [] if as_json else explanation.timeline(conductor, found)
     if as_json:
         output.json(found)
         return
     for name, text in explanation.lines(found):
         output.say(f"{name + ':':<13}{text}")
+    output.say("\nTimeline:")
+    for line in past:
+        output.say(f"  {line}")
     if why:
         output.say(f"\n{output.plain(why)}")
 
@@ -83,6 +87,7 @@ def show(given: options.Given, id: str, as_json: bool) -> None:
 @executions.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @filters
+@click.option("--restart", is_flag=True, help="From its beginning: forget what it has recorded.")
 @click.option("--yes", is_flag=True, help="Really do it for all that match the filters.")
 @options.json_flag
 @click.pass_obj
@@ -91,6 +96,7 @@ def retry(
     /,
     *,
     ids: Sequence[str],
+    restart: bool,
     yes: bool,
     as_json: bool,
     **wanted: Any,
@@ -100,7 +106,11 @@ def retry(
     Name them, or choose them by filters (the failed ones, unless --state says otherwise): then
     they are only shown, unless --yes is given.
     """
-    act = Act("retried", lambda conductor, each: conductor.retry(each), ENDED_BADLY, ("failed",))
+
+    def do(conductor: Conductor, each: UUID) -> bool:
+        return conductor.retry(each, restart)
+
+    act = Act("retried", do, ENDED_BADLY, ("failed",))
     return _act(act, given, ids, wanted, yes=yes, as_json=as_json)
 
 
