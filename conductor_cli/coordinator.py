@@ -318,7 +318,7 @@ class JobCoordinator:
         if leadership is not None:
             leadership.hear(beaten)
         if rescuer is not None and beaten.may_judge and (pulse.look_in or 1.0) <= 0:
-            rescuer.wake()
+            rescuer.judge()
         for worker in workers if pulse.cancelled else ():
             worker.abort(set(pulse.cancelled), Abort.CANCELLED)
 

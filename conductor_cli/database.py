@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, LiteralString, TypeVar
@@ -70,7 +71,8 @@ class Statement(Generic[R]):
     """SQL and the type of its rows: one scalar, or a class whose fields are the columns in order;
     None when it has none.
 
-    Prepared on first use per connection, except behind a pooler; parameters are named.
+    Parameters are named. Prepared on first use per connection, but not behind a pooler; on a
+    connection that is not ours when its own threshold says so.
     """
 
     row: type[R] | None
@@ -80,13 +82,13 @@ class Statement(Generic[R]):
         """Run it and return every row."""
         with conn.cursor(binary=True, row_factory=_factory(self.row)) as cursor:
             with pooler.limited(conn):
-                cursor.execute(self.sql, parameters, prepare=True)
+                cursor.execute(self.sql, parameters, prepare=pooler.prepares(conn))
             return cursor.fetchall()
 
     def run(self, conn: Connection, /, **parameters: Any) -> None:
         """Run one that has no rows."""
         with conn.cursor() as cursor, pooler.limited(conn):
-            cursor.execute(self.sql, parameters, prepare=True)
+            cursor.execute(self.sql, parameters, prepare=pooler.prepares(conn))
 
     def one(self, conn: Connection, /, **parameters: Any) -> R | None:
         """Run it and return its first row, if there is one."""
@@ -217,6 +219,7 @@ class Database:
         self._size = size
         self._asked = behind_pooler
         self._found = behind_pooler
+        self.doubted_at = 0.0
         self._lock = threading.Lock()
         self._own: ConnectionPool[Any] | None = None
         self._pid = 0
@@ -271,6 +274,10 @@ class Database:
                     raise unavailable(error, self.url) from error
                 self.drop_dead()
         raise AssertionError("unreachable")
+
+    def doubt(self) -> None:
+        """A connection has fallen silent: those made before are not to be asked, but replaced."""
+        self.doubted_at = time.monotonic()
 
     def end_session_of(self, lost: Connection | None, conn: Connection) -> None:
         """See to it, on ``conn``, that nothing sent on a connection that fell silent happens any
@@ -450,14 +457,18 @@ class Link:
         self._name = name
         self._statement_timeout, self._silence = statement_timeout, silence
         self._conn: Connection | None = None
+        self._made_at = 0.0
         self._lost: Connection | None = None
 
     def get(self) -> Connection:
         """A usable connection; raises DatabaseUnavailable."""
+        if self._made_at < self._database.doubted_at:
+            self.drop()
         if self._conn is None or self._conn.closed or self._conn.broken:
             self._conn = self._database.connect(
                 self._name, statement_timeout=self._statement_timeout, silence=self._silence
             )
+            self._made_at = time.monotonic()
             self._database.end_session_of(self._lost, self._conn)
             self._lost = None
         return self._conn
@@ -472,6 +483,8 @@ class Link:
         if conn is not None:
             self._lost = conn
             conn.close()
+            if isinstance(conn, Impatient) and conn.was_silent:
+                self._database.doubt()
 
 
 class Listening:

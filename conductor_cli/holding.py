@@ -217,7 +217,7 @@ class Holding:
                 self._tokens[plan.token] = len(claimed)
             if plan.limit:
                 self._remember_place(plan, claimed)
-            self._settle(plan)
+            self._settle(plan.finished)
             if claimed and self.inbox.empty():
                 self.last_start = time.monotonic()
             for each in claimed:
@@ -228,17 +228,21 @@ class Holding:
             if not self._claiming:  # a stop came while the reply was on its way
                 self.give_back_unstarted()
 
-    def failed(self, plan: Plan, waker: Callable[[], None]) -> None:
+    def failed(self, plan: Plan, waker: Callable[[], None], settled: Sequence[Finished]) -> None:
         """The exchange failed, or its reply was lost: keep the outcomes, doubt the claim.
 
         ``waker`` is that of the pump it failed in, which has to wait; another may be luckier.
+        ``settled``: those that were recorded, or left for later, before it failed.
         """
+        done = {id(each.claimed) for each in settled}
+        kept = [each for each in plan.finished if id(each.claimed) not in done]
         with self._lock:
             self._active -= 1
             self._reserved -= plan.limit
             self._in_flight.discard(plan.token)
-            self._drained -= len(plan.finished)
-            self._outbox.extendleft(reversed(plan.finished))
+            self._drained -= len(kept)
+            self._outbox.extendleft(reversed(kept))
+            self._settle([each for each in plan.finished if id(each.claimed) in done])
             self._version += 1
             self._look_at = 0.0
             now = time.monotonic()
@@ -379,8 +383,8 @@ class Holding:
         else:
             self._start = START
 
-    def _settle(self, plan: Plan) -> None:
-        for each in plan.finished:
+    def _settle(self, finished: Sequence[Finished]) -> None:
+        for each in finished:
             token = each.claimed.token
             self._tokens[token] -= 1
             if self._tokens[token] <= 0:

@@ -33,8 +33,9 @@ LOOK_AGAIN_EVERY: Final = 2.0
 class Rescuer(PeriodicService):
     """Gives back executions whose orchestrator stopped beating. Any server may.
 
-    Woken by the heartbeat at the moment a peer expires. Rescuing twice is harmless: the second
-    pass finds nothing to give back.
+    Whether somebody is dead only the heartbeat may judge (see ``signals.Beaten``): it calls
+    ``judge`` at the moment a peer expires. Rescuing twice is harmless: the second pass finds
+    nothing to give back.
     """
 
     def __init__(
@@ -42,13 +43,20 @@ class Rescuer(PeriodicService):
     ) -> None:
         super().__init__("rescuer", pause=ORPHANS_EVERY, on_death=on_death)
         self._database = database
+        self._judges = False
+
+    def judge(self) -> None:
+        """Declare dead who is, now; not after an outage any more."""
+        self._judges = True
+        self.wake()
 
     def recover(self) -> None:
         self._database.drop_dead()
 
     def tick(self) -> bool:
+        judges, self._judges = self._judges, False
         with self._database.transaction() as conn:
-            rescued = fleet.rescue(conn)
+            rescued = fleet.rescue(conn, judges=judges)
         _tell(rescued)
         return False
 

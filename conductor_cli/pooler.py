@@ -91,6 +91,11 @@ def limited(conn: psycopg.Connection[Any]) -> AbstractContextManager[None]:
     return _DIRECTLY
 
 
+def prepares(conn: psycopg.Connection[Any]) -> bool | None:
+    """Whether statements are prepared at once; None leaves it to how the connection is set up."""
+    return True if isinstance(conn, Bounded) else None
+
+
 def bind(conn: psycopg.Connection[Any], statement_timeout: float, asked: bool | None) -> bool:
     """Bound all that a fresh connection will do; returns whether a pooler stands in between.
 

@@ -105,6 +105,7 @@ class Pump(PeriodicService):
         }
         self._on_recorded = on_recorded
         self._active = False
+        self._settled: list[Finished] = []  # of the plan being carried out
 
     def setup(self) -> None:
         self._link.get()
@@ -124,11 +125,12 @@ class Pump(PeriodicService):
         if plan is None:
             self.pause = self._holding.pause()
             return False
+        self._settled = []
         try:
             claimed = self._carry_out(plan)
         except BaseException:
             self._active = False
-            self._holding.failed(plan, self.wake)
+            self._holding.failed(plan, self.wake, self._settled)
             raise
         self._holding.received(plan, claimed)
         return True
@@ -178,7 +180,7 @@ class Pump(PeriodicService):
             raise error
         for each in ended:
             if each.claimed.id in ids:
-                self._holding.again(each)
+                self._again(each)
         return [each for each in ended if each.claimed.id not in ids]
 
     def _one_by_one(self, conn: Connection, ended: Iterable[Finished], plan: Plan) -> None:
@@ -190,7 +192,7 @@ class Pump(PeriodicService):
                 done = claims.exchange(conn, [self._ended(each)], nothing)
             except Exception as error:
                 if is_locked(error):
-                    self._holding.again(each)
+                    self._again(each)
                     continue
                 if not is_bad_value(error):
                     raise
@@ -207,6 +209,7 @@ class Pump(PeriodicService):
         if done.cancelled:
             cancelled = set(done.cancelled)
             ended = [_cancelled(f) if f.claimed.id in cancelled else f for f in ended]
+        self._settled += ended
         self._tell(ended)
 
     def _finish(self, conn: Connection, flagged: Sequence[Finished]) -> None:
@@ -234,7 +237,9 @@ class Pump(PeriodicService):
         )
         if len(held) < len(leaving):
             self._explain(conn, [f for f in leaving if f.claimed.id not in held])
-        self._tell_suspended([f for f in leaving if f.claimed.id in held])
+        suspended = [f for f in leaving if f.claimed.id in held]
+        self._settled += suspended
+        self._tell_suspended(suspended)
         self._holding.due()
 
     def _requeue(self, conn: Connection, given: Sequence[Finished]) -> None:
@@ -248,7 +253,9 @@ class Pump(PeriodicService):
         )
         if len(held) < len(given):
             self._explain(conn, [f for f in given if f.claimed.id not in held])
-        self._tell_requeued([f for f in given if f.claimed.id in held])
+        requeued = [f for f in given if f.claimed.id in held]
+        self._settled += requeued
+        self._tell_requeued(requeued)
         self._holding.due()
 
     def _explain(self, conn: Connection, missing: Sequence[Finished]) -> None:
@@ -256,16 +263,17 @@ class Pump(PeriodicService):
         verdicts = claims.inspect(
             conn, [f.claimed.id for f in missing], [f.claimed.token for f in missing]
         )
+        self._settled += missing
         for each in missing:
             match verdicts.get(each.claimed.id, "stale"):
                 case "locked":
-                    self._holding.again(each)
+                    self._again(each)
                 case "flagged":
-                    self._holding.again(_flagged(each, each.outcome))
+                    self._again(_flagged(each, each.outcome))
                 case "cancelled" if isinstance(each.outcome, (Retrying, HandedBack, Suspended)):
-                    self._holding.again(_flagged(each, Cancelled(None)))
+                    self._again(_flagged(each, Cancelled(None)))
                 case "cancelled":
-                    self._holding.again(_flagged(each, each.outcome))
+                    self._again(_flagged(each, each.outcome))
                 case "recorded" if isinstance(each.outcome, Suspended):
                     self._tell_suspended([each])
                 case "recorded" if isinstance(each.outcome, (Retrying, HandedBack)):
@@ -277,6 +285,11 @@ class Pump(PeriodicService):
                         "executions.stale", queue=self._queue, task=each.claimed.task,
                         execution=str(each.claimed.id), attempt=each.claimed.attempt,
                     )  # fmt: skip
+
+    def _again(self, finished: Finished) -> None:
+        """Leave it for a later plan; this one is done with it, whatever becomes of the rest."""
+        self._settled.append(finished)
+        self._holding.again(finished)
 
     def _reconcile(self, conn: Connection) -> None:
         tokens = self._holding.known_tokens()
@@ -301,10 +314,11 @@ class Pump(PeriodicService):
             outcome, number = each.outcome, each.claimed.id.int
             if number in seen:
                 # Two claims of one execution, since this server was declared dead in between.
-                self._holding.again(each)
+                self._again(each)
                 continue
             seen.add(number)
             if each.recorded:
+                self._settled.append(each)
                 self._tell([each])
             elif isinstance(outcome, (Retrying, HandedBack)):
                 batch.given.append(self._hastened(each, outcome))

@@ -6,6 +6,7 @@ of two schedulers one makes it, and a killed one has made it or not.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 from conductor_cli import telemetry, timing
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
     from conductor_cli.database import Connection, Database
     from conductor_cli.service import Service
-    from conductor_cli.store.definitions import DueSchedule
+    from conductor_cli.store.definitions import DueSchedule, Version
 
+REFUSED_FOR: Final = 3600.0  # seconds for which a schedule not understood is left alone
 LOOK_AGAIN: Final = 30.0  # seconds; changes announce themselves, this is the safety net
 
 
@@ -39,27 +41,29 @@ class JobScheduler(PeriodicService):
         super().__init__("scheduler", pause=look_again, on_death=on_death)
         self._look_again = look_again
         self._database = database
-        self._refused: set[tuple[str, str, str]] = set()
+        self._refused: dict[Version, float] = {}  # and until when
 
     def recover(self) -> None:
         self._database.drop_dead()
 
     def tick(self) -> bool:
+        now = time.monotonic()
+        self._refused = {each: until for each, until in self._refused.items() if until > now}
         with self._database.connection() as conn:
-            schedules = definitions.due_schedules(conn)
+            schedules = definitions.due_schedules(conn, without=self._refused)
             done = [self._make(conn, s) for s in schedules if s.due]
         coming = [(s.next_at - s.now).total_seconds() for s in schedules if not s.due]
         self.pause = min([self._look_again, *[max(0.001, seconds) for seconds in coming]])
         return any(done)
 
     def _make(self, conn: Connection, schedule: DueSchedule) -> bool:
-        """Whether the schedule has moved on, here or elsewhere."""
+        """Whether it stands in nobody's way any more: moved on, here or elsewhere, or refused."""
         try:
             parsed = timing.Schedule.parse(schedule.expression, schedule.timezone)
             missed = timing.Missed(schedule.missed)
         except (TaskDefinitionError, ValueError) as error:
             self._refuse(schedule, error)
-            return False
+            return True
         due = timing.due(parsed, schedule.next_at, schedule.now, missed)
         with conn.transaction():
             made = definitions.tick(
@@ -77,10 +81,9 @@ class JobScheduler(PeriodicService):
         return True
 
     def _refuse(self, schedule: DueSchedule, error: Exception) -> None:
-        # A newer version's expression or policy: it is left to servers that understand it.
-        key = (schedule.task, schedule.name, schedule.expression)
-        if key not in self._refused:
-            self._refused.add(key)
-            telemetry.emit(
-                "schedule.refused", task=schedule.task, schedule=schedule.name, error=str(error)
-            )
+        # A newer version's expression or policy: it is left to servers that understand it, and
+        # stands in nobody's way meanwhile.
+        self._refused[schedule.version] = time.monotonic() + REFUSED_FOR
+        telemetry.emit(
+            "schedule.refused", task=schedule.task, schedule=schedule.name, error=str(error)
+        )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CHANNEL: Final = "conductor"
 OFFSET_LIMIT: Final = 2.0  # seconds this clock and the database's may differ
+JUMP: Final = 2.0  # seconds by which the database's clock may go faster or slower between beats
 WARN_OFFSET_EVERY: Final = 3600.0
 
 
@@ -41,7 +42,8 @@ class Identity:
 @dataclass(frozen=True, slots=True)
 class Beaten:
     """A pulse, the monotonic moment just before its beat was sent, and whether this server may
-    judge others by it: not while it has only just come back from an outage that hit them too."""
+    judge others by it: not while it has only just come back from an outage that hit them too, nor
+    until they have had the time to beat after the database's clock has jumped."""
 
     pulse: fleet.Pulse
     sent_at: float
@@ -80,6 +82,7 @@ class Heartbeat(PeriodicService):
         self._is_outgrown = False
         self._last = time.monotonic()
         self._judges_from = 0.0
+        self._ahead: float | None = None  # the database's clock minus the monotonic one
         self._warned_at = -WARN_OFFSET_EVERY
 
     def setup(self) -> None:
@@ -94,7 +97,9 @@ class Heartbeat(PeriodicService):
         pulse = fleet.beat(
             self._link.get(), self.identity.id,
             stopping=self.is_stopping, stands=stands, term=term, lease=self._timeout,
+            latest=self._latest(sent_at),
         )  # fmt: skip
+        self._check_jump(pulse, sent_at)
         self._check_delay(sent_at)
         self._check_clock(pulse, (wall + time.time()) / 2)
         if not pulse.known:
@@ -143,6 +148,23 @@ class Heartbeat(PeriodicService):
         telemetry.emit("schema.outgrown", version=breaking, known=self._knows)
         if self.on_death is not None:
             self.on_death(self, migrate.too_new(f"migration {breaking:04}"))
+
+    def _latest(self, sent_at: float) -> float | None:
+        """The moment of the database's clock until which it has not jumped, and what has expired
+        by it may be taken."""
+        if sent_at < self._judges_from:
+            return 0.0
+        return None if self._ahead is None else self._ahead + sent_at + JUMP
+
+    def _check_jump(self, pulse: fleet.Pulse, sent_at: float) -> None:
+        # The beat was somewhere between its request and its reply.
+        ahead = pulse.now - time.monotonic(), pulse.now - sent_at
+        if self._ahead is not None and not ahead[0] - JUMP < self._ahead < ahead[1] + JUMP:
+            self._judges_from = time.monotonic() + self._timeout
+            telemetry.emit("clock.jumped", seconds=round(ahead[1] - self._ahead, 3))
+            self._ahead = None
+        if self._ahead is None or not ahead[0] <= self._ahead <= ahead[1]:
+            self._ahead = ahead[1]
 
     def _check_delay(self, sent_at: float) -> None:
         late = sent_at - self._last - self._interval
@@ -224,6 +246,7 @@ class Listener(Service):
         if self._stopping.is_set() or not self._was_proven:
             return
         if time.monotonic() - self._quiet_since >= self._patience:
+            self._database.doubt()
             raise DatabaseUnavailable("it has heard no ping of its own")
 
     def _connect(self) -> Listening:

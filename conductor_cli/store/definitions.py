@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -12,7 +12,7 @@ from conductor_cli.database import Connection, Statement
 from conductor_cli.models import ScheduleSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from conductor_cli.models import TaskSpec
@@ -228,6 +228,14 @@ def clock(conn: Connection) -> float:
     return CLOCK.only(conn)
 
 
+class Version(NamedTuple):
+    """A schedule as it was written once."""
+
+    task: str
+    name: str
+    changed_at: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class DueSchedule:
     """A schedule whose next tick has come, or the next to come (``due`` tells)."""
@@ -237,28 +245,39 @@ class DueSchedule:
     expression: str
     timezone: str
     missed: str
+    changed_at: datetime
     next_at: datetime
     now: datetime
     due: bool
+
+    @property
+    def version(self) -> Version:
+        return Version(self.task, self.name, self.changed_at)
 
 
 DUE_SCHEDULES: Final = Statement(
     row=DueSchedule,
     sql="""
     -- Reads only: whether a tick is made is decided by the compare-and-set that makes it.
-    select task, name, expression, timezone, missed, next_at, conductor.now() as now,
+    select task, name, expression, timezone, missed, changed_at, next_at, conductor.now() as now,
         next_at <= conductor.now() as due
     from conductor.schedules
-    where next_at is not null and not paused
+    where next_at is not null and not paused and (task, name, changed_at) not in (
+        select * from unnest(%(tasks)s::text[], %(names)s::text[], %(changes)s::timestamptz[]))
     order by next_at, task, name
     limit 100
     """,
 )
 
 
-def due_schedules(conn: Connection) -> list[DueSchedule]:
-    """The hundred schedules that tick first, the due ones included."""
-    return DUE_SCHEDULES.all(conn)
+def due_schedules(conn: Connection, without: Iterable[Version] = ()) -> list[DueSchedule]:
+    """The hundred schedules that tick first, the due ones included; not those ``without``."""
+    tasks, names, changes = [], [], []
+    for task, name, changed_at in without:
+        tasks.append(task)
+        names.append(name)
+        changes.append(changed_at)
+    return DUE_SCHEDULES.all(conn, tasks=tasks, names=names, changes=changes)
 
 
 TICK: Final = Statement(

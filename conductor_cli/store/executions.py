@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from conductor_cli.database import Connection, Statement
+from psycopg.errors import UniqueViolation
+
+from conductor_cli.database import Connection, Statement, atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,7 +129,7 @@ RETRY: Final = Statement(
             dedupe_key, group_key, payload, metadata, event, error)
         select id, parent_id, conductor.now(), created_at, timeout, attempt, rank,
             16 + case when exists (select from kept) then 2 else 0 end, 'r', queue,
-            task, case when not exists (
+            task, case when %(keyed)s::bool and not exists (
                 select from conductor.live l where l.task = gone.task
                   and l.queue = gone.queue and l.dedupe_key = gone.dedupe_key
             ) then dedupe_key end,
@@ -143,9 +145,14 @@ RETRY: Final = Statement(
 def retry(conn: Connection, id: UUID, *, restart: bool = False) -> bool:
     """Let a failed or cancelled execution run again, failures and crashes zero.
 
-    What it has recorded is kept, unless it is to ``restart`` from its beginning.
+    What it has recorded is kept, unless it is to ``restart`` from its beginning. Where another
+    now has its dedupe key, the other keeps it, and this one runs without.
     """
-    return RETRY.one(conn, id=id, restart=restart) is not None
+    try:
+        with atomically(conn):
+            return RETRY.one(conn, id=id, restart=restart, keyed=True) is not None
+    except UniqueViolation:  # another with its key came to be since the statement began
+        return RETRY.one(conn, id=id, restart=restart, keyed=False) is not None
 
 
 @dataclass(frozen=True, slots=True)

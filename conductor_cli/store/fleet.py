@@ -89,13 +89,15 @@ class Pulse:
 
     ``known``: the fleet still counts this server among the living. ``term``: the number of the
     term this server leads, None when it does not lead. ``look_in``: when the next server or
-    the lease would expire. ``cancelled``: what it runs and should stop running. ``breaking``: the
-    last migration of the schema that programs must know to work on it.
+    the lease would expire. ``now``: seconds since 1970 by the clock that decides; ``clock``: by
+    the machine's. ``cancelled``: what it runs and should stop running. ``breaking``: the last
+    migration of the schema that programs must know to work on it.
     """
 
     known: bool
     term: int | None
     look_in: float | None
+    now: float
     clock: float
     cancelled: list[UUID]
     breaking: int | None
@@ -106,7 +108,8 @@ BEAT: Final = Statement(
     sql="""
     -- One statement beats, proves the listener by a message to itself, renews the lease or
     -- takes an expired one, and tells when to look again. Renewing names the exact term; of
-    -- two that take at once the row lock lets one, and the other then sees a fresh lease.
+    -- two that take at once the row lock lets one, and the other then sees a fresh lease. A lease
+    -- has not expired because the clock has jumped: then it is later than the caller expects.
     with beat as (
         update conductor.orchestrators set beat_at = conductor.now(), stopping = %(stopping)s
         where id = %(id)s
@@ -124,17 +127,19 @@ BEAT: Final = Statement(
             elected_at = excluded.elected_at, renewed_at = excluded.renewed_at
         where l.leader is null
            or l.renewed_at + %(lease)s * interval '1 second' <= conductor.now()
+              and extract(epoch from conductor.now()) <= coalesce(%(latest)s::float8, 'infinity')
         returning term
     )
     select exists (select from beat) as known,
         coalesce((select term from renewed), (select term from taken)) as term,
         extract(epoch from least(
-            (select min(greatest(beat_at, pg_postmaster_start_time())
-                + timeout * interval '1 second')
+            (select min(greatest(beat_at, nullif(least(pg_postmaster_start_time(),
+                    conductor.now()), conductor.now())) + timeout * interval '1 second')
              from conductor.orchestrators where id <> %(id)s),
             (select renewed_at + %(lease)s * interval '1 second'
              from conductor.leadership where %(stands)s and leader <> %(id)s)
         ) - conductor.now())::float8 as look_in,
+        extract(epoch from conductor.now())::float8 as now,
         extract(epoch from clock_timestamp())::float8 as clock,
         array(select id from conductor.live
               where owner = %(id)s and state = 'x' and flags & 1 <> 0) as cancelled,
@@ -152,13 +157,16 @@ def beat(
     stands: bool,
     term: int | None,
     lease: float,
+    latest: float | None = None,
 ) -> Pulse:
     """Say that this server lives, and hear how it stands.
 
     ``stands``: it wants to lead; ``term``: the one it leads; ``lease``: seconds a term lasts
-    without a renewal.
+    without a renewal; ``latest``: an expired one is taken until then (see Pulse.now) at most.
     """
-    return BEAT.only(conn, id=id, stopping=stopping, stands=stands, term=term, lease=lease)
+    return BEAT.only(
+        conn, id=id, stopping=stopping, stands=stands, term=term, lease=lease, latest=latest
+    )
 
 
 RESIGN: Final = Statement(
@@ -199,12 +207,20 @@ RESCUE: Final = Statement(
     -- not in the fleet at all are rescued too. Of the suspects (see models.is_suspect) that a
     -- server held it ran only the first that it had claimed: the crash is charged to no other.
     -- Where one is named that is known to have ended, it alone is judged, and no silence at all:
-    -- its term ends, too.
-    with dead as materialized (
+    -- its term ends, too. Beats and renewals from the future are of before the clock was set back:
+    -- from now on. (Of Postgres' start, too: nullif leaves it out.)
+    with beats as (
+        update conductor.orchestrators set beat_at = conductor.now()
+        where %(fallen)s::uuid is null and beat_at > conductor.now() + interval '2 seconds'
+    ), renewals as (
+        update conductor.leadership set renewed_at = conductor.now()
+        where %(fallen)s::uuid is null and renewed_at > conductor.now() + interval '2 seconds'
+    ), dead as materialized (
         select id from conductor.orchestrators
         where case when %(fallen)s::uuid is null
-            then greatest(beat_at, pg_postmaster_start_time()) + timeout * interval '1 second'
-                <= conductor.now()
+            then %(judges)s::bool and conductor.now() >= timeout * interval '1 second'
+                + greatest(beat_at, nullif(least(pg_postmaster_start_time(), conductor.now()),
+                                           conductor.now()))
             else id = %(fallen)s end
         order by id
         for update skip locked
@@ -266,13 +282,14 @@ RESCUE: Final = Statement(
 )
 
 
-def rescue(conn: Connection, *, fallen: UUID | None = None) -> list[Rescued]:
-    """Give back what servers ran that are dead by the database's clock; per queue.
+def rescue(conn: Connection, *, judges: bool = True, fallen: UUID | None = None) -> list[Rescued]:
+    """Give back what servers ran that are not in the fleet; per queue.
 
-    ``fallen``: instead, what this one ran and nothing else. Only for one whose process is known
-    to have ended, for it is not asked whether it still beats.
+    ``judges``: declare those dead first that are by the database's clock. ``fallen``: instead,
+    what this one ran and nothing else. Only for one whose process is known to have ended, for it
+    is not asked whether it still beats.
     """
-    return RESCUE.all(conn, fallen=fallen)
+    return RESCUE.all(conn, judges=judges, fallen=fallen)
 
 
 ROTATE: Final = Statement(

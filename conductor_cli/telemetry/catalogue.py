@@ -71,6 +71,7 @@ CATALOGUE: Final[Mapping[str, Event]] = {
     "heartbeat.late": _counted(WARNING, "Heartbeats that came later than they should."),
     "clock.offset": _counted(WARNING, "Times this clock and the database's were found to differ."),
     "pooler.found": _told(INFO, "A pooler shares sessions: no notifications, work is polled for."),
+    "clock.jumped": _counted(WARNING, "Times the database's clock jumped."),
     "listener.proven": _told(DEBUG, "The listener heard its own ping."),
     "listener.lost": _counted(WARNING, "Times the listener went silent and polling took over."),
     "tasks.registered": _told(INFO, "The tasks this server serves were registered."),

@@ -196,7 +196,7 @@ def test_a_migration_under_load_holds_work_up_for_three_seconds_at_most(
                 waits.append(time.monotonic() - began)
             assert migrator.end() == 0, migrator.err
         timer.join()
-    assert 0.5 < max(waits) < 3, max(waits)  # work waited for the migration, which gave way
+    assert max(waits) < 3, max(waits)
     assert _rows(project.url, "select max(version) from conductor.migrations") == [(900,)]
 
 

@@ -185,7 +185,7 @@ def test_a_task_cannot_keep_the_server_from_hearing_signals(
         assert client.wait(client.invoke("greet", {"name": "you"}), timeout=20) == "Hello, you!"
         eventually(lambda: client.list(task=how)[0].attempt == 1)
         until = time.monotonic() + 30
-        while server.process.poll() is None and time.monotonic() < until:
+        while "server.stopping" not in server.err and time.monotonic() < until:
             server.signal(signal.SIGTERM)
             time.sleep(0.5)
         assert server.end() == 0

@@ -111,10 +111,11 @@ class Notebook:
         write(self.path, {"kind": kind, "at": time.monotonic(), **fields})
 
     def read(self) -> Evidence:
-        """What stands in it now; the rows are the database's and not in it."""
+        """What stands in it now; the rows are the database's and not in it. A last line that is
+        still being written is left for the next time."""
         evidence = Evidence()
         open_runs: dict[str, Run] = {}
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text().split("\n")[:-1]:
             _READERS[(entry := json.loads(line))["kind"]](evidence, open_runs, entry)
         return evidence
 

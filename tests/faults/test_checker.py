@@ -202,3 +202,14 @@ def test_the_notebook_gives_back_what_was_noted(tmp_path: Path) -> None:
     assert found.faults == [Fault("stall", 7, 1.0, 2.0)]
     assert [(s.step, s.what) for s in found.steps] == [("a", "entered")]
     assert list(found.exits) == [7]
+
+
+def test_a_line_that_is_still_being_written_is_left_for_later(tmp_path: Path) -> None:
+    notebook = Notebook(tmp_path / "evidence")
+    notebook.note("exit", pid=7)
+    with notebook.path.open("a") as file:
+        file.write('{"kind": "exit", "at": 1.0, "p')
+    assert list(notebook.read().exits) == [7]
+    with notebook.path.open("a") as file:
+        file.write('id": 8}\n')
+    assert list(notebook.read().exits) == [7, 8]

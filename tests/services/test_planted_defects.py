@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from conductor_cli.database import Statement
+from conductor_cli.holding import Holding
 from conductor_cli.store import claims, definitions, executions, fleet
 from tests.support.interleaving.drama import Broken, Theatre, opened
 
@@ -20,7 +21,8 @@ SEEDS: Final = 1000
 
 DEFECTS: Final = {
     "results are taken whatever their token": (
-        claims, "EXCHANGE", "and l.token = o.token and l.state::text = 'x'", "",
+        claims, "EXCHANGE", "where l.id = o.id and l.token = o.token and l.state::text = 'x'",
+        "where l.id = o.id",
     ),
     "an end overlooks a cancel": (
         claims, "EXCHANGE", "case when flags & 1 <> 0 then 'k' else ending end", "ending",
@@ -46,7 +48,7 @@ DEFECTS: Final = {
         fleet, "RESCUE", "owner = null, token = null", "owner = null",
     ),
     "a rescue judges too early": (
-        fleet, "RESCUE", "+ timeout * interval '1 second'", "+ timeout * interval '0.5 second'",
+        fleet, "RESCUE", ">= timeout * interval '1 second'", ">= timeout * interval '0.5 second'",
     ),
     "a rescue charges nobody": (fleet, "RESCUE", "crashes = l.crashes + h.charge", "crashes = -1"),
     "a lease is taken before it ends": (
@@ -83,6 +85,18 @@ def test_a_planted_defect_is_found(
     first = FIRST.get(defect, 0)
     with opened(database, monkeypatch) as theatre:
         seeds = (*range(first, SEEDS), *range(first))
+        assert any(is_broken(theatre, seed) for seed in seeds), f"not found by {SEEDS} seeds"
+
+
+def test_outcomes_that_are_kept_twice_after_a_failure_are_found(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = Holding.failed
+    monkeypatch.setattr(
+        Holding, "failed", lambda self, plan, waker, settled: sound(self, plan, waker, [])
+    )
+    with opened(database, monkeypatch) as theatre:
+        seeds = (*range(380, SEEDS), *range(380))
         assert any(is_broken(theatre, seed) for seed in seeds), f"not found by {SEEDS} seeds"
 
 

@@ -186,6 +186,15 @@ def test_nothing_is_prepared_on_a_pool_of_the_callers(database_url: str) -> None
     assert {each.split()[1] for each in sessions(database_url)} == {"0"}
 
 
+def test_nothing_is_prepared_at_once_on_a_connection_of_the_callers(
+    conductor: Conductor, database_url: str
+) -> None:
+    with psycopg.connect(database_url) as conn:
+        for number in range(3):
+            conductor.invoke(double, {"number": number}, connection=conn)
+    assert sessions(database_url) == {CLEAN}
+
+
 def test_a_pooler_that_is_configured_is_believed(direct_url: str) -> None:
     database = Database(direct_url, behind_pooler=True)
     assert database.is_behind_pooler

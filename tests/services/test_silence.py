@@ -31,8 +31,8 @@ def proxy(database_url: str) -> Iterator[Proxy]:
 def serve(
     proxy: Proxy, quick: Config, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Orchestrator]]:
-    """Starts a server behind the proxy that takes a second of silence for a lost connection."""
-    monkeypatch.setattr(database, "GRACE", 1.0 - database.STATEMENT_TIMEOUT)
+    """Starts a server behind the proxy that takes 2.5 seconds of silence for a lost connection."""
+    monkeypatch.setattr(database, "GRACE", 2.5 - database.STATEMENT_TIMEOUT)
     made: list[Orchestrator] = []
 
     def start(*tasks: Any) -> Orchestrator:
@@ -51,6 +51,14 @@ def serve(
         server.conductor.close()
 
 
+def _wait_until_lost(heard: Any, *components: str) -> None:
+    lost: set[object] = set()
+    number = 0
+    while not set(components) <= lost:
+        number += 1
+        lost.add(heard.wait("database.lost", number, timeout=30)["component"])
+
+
 def test_a_silent_network_is_noticed_by_all_and_survived(
     proxy: Proxy, serve: Any, conductor: Conductor, heard: Any, eventually: Any
 ) -> None:
@@ -59,12 +67,7 @@ def test_a_silent_network_is_noticed_by_all_and_survived(
     conductor.wait(conductor.invoke(greet, {"name": "you"}), timeout=15)
     proxy.stall()
     server.job_coordinator.workers[0].holding.ready()
-    lost: set[object] = set()
-    wanted = {"heartbeat", "worker.default.pump1", "listener"}
-    number = 0
-    while not wanted <= lost:
-        number += 1
-        lost.add(heard.wait("database.lost", number, timeout=30)["component"])
+    _wait_until_lost(heard, "heartbeat", "worker.default.pump1", "listener")
     assert server.problems
     proxy.go()
     ids = conductor.invoke_many(greet, [{"name": str(n)} for n in range(20)])
@@ -106,7 +109,7 @@ def test_a_result_that_was_on_its_way_is_recorded_once(
     eventually(lambda: runs)
     proxy.stall()
     go_on.set()
-    heard.wait("database.lost")
+    _wait_until_lost(heard, "worker.default.pump1")
     proxy.go()
     assert conductor.wait(id, timeout=20) == "done"
     found = conductor.get(id)
@@ -122,7 +125,7 @@ def test_a_claim_that_arrives_long_after_it_was_given_up_is_found(
     server = serve(greet)
     proxy.stall()
     server.job_coordinator.workers[0].holding.ready()
-    heard.wait("database.lost")
+    _wait_until_lost(heard, "worker.default.pump1")
     proxy.go()
     id = conductor.invoke(greet, {"name": "you"}, delay=3600)
     with conductor.database.connection() as conn:

@@ -84,10 +84,10 @@ def test_a_burial_is_tried_again_until_the_database_answers(
 ) -> None:
     connect, refusals = conductor.database.connect, iter([True, True])
 
-    def unreliable(name: str) -> Any:
+    def unreliable(name: str, **bounds: Any) -> Any:
         if name == "undertaker" and next(refusals, False):
             raise errors.DatabaseUnavailable("not now")
-        return connect(name)
+        return connect(name, **bounds)
 
     monkeypatch.setattr(conductor.database, "connect", unreliable)
     servers = [fallen(conductor), fallen(conductor)]
@@ -102,7 +102,7 @@ def test_a_burial_is_tried_again_until_the_database_answers(
 def test_a_burial_that_cannot_be_is_not_waited_for(
     conductor: Conductor, undertaker: Undertaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_name: str) -> Any:
+    def refuse(_name: str, **_bounds: Any) -> Any:
         raise errors.DatabaseUnavailable("not now")
 
     with monkeypatch.context() as patched:

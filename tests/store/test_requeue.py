@@ -11,7 +11,7 @@ import pytest
 from conductor_cli.models import ExecutionError, HandedBack, Retrying
 from conductor_cli.store import claims, executions
 from conductor_cli.store.claims import Promoted, Requeued
-from tests.support.sessions import Ears, at_once
+from tests.support.sessions import Ears, at_once, background, wait_until_blocked
 from tests.support.store import (
     BROKEN,
     DONE,
@@ -28,6 +28,7 @@ from tests.support.store import (
     live,
     register,
     running,
+    scalar,
     spec,
     state,
     verdict,
@@ -276,6 +277,40 @@ def test_a_retried_one_gives_its_dedupe_key_up_if_another_has_it(conn: Connectio
     add(conn, dedupe_key="k")
     assert executions.retry(conn, ended)
     assert live(conn, ended).dedupe_key is None
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_retried_one_waits_for_another_that_takes_its_dedupe_key_at_the_same_time(
+    conn: Connection, other: Connection, database: Database, goes_on: bool
+) -> None:
+    ended = finished(conn, BROKEN, dedupe_key="k")
+    with background() as start, database.connect("watch") as watcher:
+        with conn.transaction(force_rollback=not goes_on):
+            add(conn, dedupe_key="k")
+            retried = start(executions.retry, other, ended)
+            wait_until_blocked(watcher, other)
+        assert retried.result(10)
+    assert live(conn, ended).dedupe_key == (None if goes_on else "k")
+    assert history(conn, ended) is None
+
+
+def test_a_retry_that_has_to_give_its_key_up_leaves_the_callers_transaction_whole(
+    conn: Connection, other: Connection, database: Database
+) -> None:
+    ended = finished(conn, BROKEN, dedupe_key="k")
+    with background() as start, database.connect("watch") as watcher:
+
+        def in_a_transaction() -> None:
+            with other.transaction():
+                add(other, payload="before")
+                assert executions.retry(other, ended)
+
+        with conn.transaction():
+            add(conn, dedupe_key="k")
+            done = start(in_a_transaction)
+            wait_until_blocked(watcher, other)
+        done.result(10)
+    assert scalar(conn, "select count(*) from conductor.live where state = 'r'") == 3
 
 
 def test_what_completed_or_is_not_over_or_expired_is_not_retried(

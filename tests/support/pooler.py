@@ -40,7 +40,6 @@ KNOWN: Final = (b"user", b"database", b"application_name", b"client_encoding", b
 PGBOUNCER: Final = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 KINDS: Final = ["own", *(["pgbouncer"] if PGBOUNCER else [])]
 
-REFUSAL: Final = b"SFATAL\0C08P01\0Mtransaction blocks not allowed in statement pooling mode\0\0"
 SIZE: Final = 4
 SETTINGS: Final = """
 [databases]
@@ -146,7 +145,6 @@ class Proxy:
     def __init__(self, url: str, mode: str) -> None:
         self._url = url
         self._for_good = mode == "session"
-        self._refuses_more = mode == "statement"
         self._idle: queue.Queue[Session | None] = queue.Queue()  # None: not yet opened
         for _ in range(SIZE):
             self._idle.put(None)
@@ -237,9 +235,6 @@ class Proxy:
                 if answer[:1] != b"A":
                     client.sendall(answer)
                 asked -= answer[:1] == b"Z"
-                if self._refuses_more and answer == _message(b"Z", b"T"):
-                    client.sendall(_message(b"E", REFUSAL))
-                    raise EOFError
                 over = answer == _message(b"Z", b"I") and not (asked or begun)
                 if over and not self._for_good:
                     return

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import Final
 
+# isort: off
 from tests.faults.scenarios import (  # noqa: F401  (in the order of the table)
-    clocks,
-    crowds,
-    deploys,
-    hostile,
     kills,
     leaders,
-    network,
-    outages,
-    output,
     stops,
+    hostile,
+    outages,
+    network,
+    crowds,
+    clocks,
+    deploys,
+    output,
 )
+
+# isort: on
 
 ELSEWHERE: Final = (
     "A thousand interleavings over the SQL: `tests/store/test_interleaving.py`.",

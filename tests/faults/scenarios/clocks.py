@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from tests.faults.catalogue import scenario
@@ -13,7 +14,10 @@ DAY = 86400.0
 
 
 def _shifted(seconds: float) -> dict[str, str]:
-    return {"PYTHONPATH": f"{VICTIMS / 'shifted'}:{VICTIMS}", "FAULTS_SHIFT": str(seconds)}
+    places = [str(VICTIMS / "shifted"), str(VICTIMS), os.environ.get("PYTHONPATH", "")]
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, places)), "FAULTS_SHIFT": str(seconds),
+    }  # fmt: skip
 
 
 def _off_by(stage: Stage, seconds: float) -> None:

@@ -47,7 +47,11 @@ def hostile_values(stage: Stage) -> None:
     stage.require(all(rows[id].attempt == 1 for id in beside), "a neighbour was disturbed")
     stage.require(server.process.poll() is None, f"the server ended: {server.last_words[-300:]}")
     stage.require(server.is_ready(), "the server is not ready")
-    stage.require(server.terminate() > 0 and server.wait() == 0, f"exit code {server.code}")
+    moment = server.terminate()
+    code = server.wait(40)
+    assert server.ended is not None
+    stage.figure("gone after", server.ended - moment, 25)
+    stage.require(code == 0, f"exit code {code}")
 
 
 def _expect(stage: Stage, rows: dict[str, Row]) -> None:

@@ -55,8 +55,8 @@ def kill_at_random(stage: Stage) -> None:
 
     Nothing lost, one result each, recorded steps not run again.
     """
-    seconds = stage.choose("seconds", 60, 15)
-    pauses = stage.choose("seconds between kills", (3, 10), (2, 4))
+    seconds = stage.choose("seconds", 60, 10)
+    pauses = stage.choose("seconds between kills", (3, 10), (1, 3))
     servers = [stage.server(concurrency=20, ready=False) for _ in range(3)]
     for server in servers:
         server.wait_until_ready()

@@ -146,7 +146,7 @@ def silent(stage: Stage) -> None:
 
 @scenario("silent-while")
 def silent_for_a_while(stage: Stage) -> None:
-    """Nothing is forwarded for 20 s, connections neither end nor can be made; then all is well.
+    """Nothing is forwarded for 20 s: connections neither end nor can be made; then all is well.
 
     Not ready while it lasts; resumes within 10 s of its end.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import re
 import signal
@@ -15,6 +16,8 @@ from typing import Any, NoReturn
 from notes import body, wait_for
 
 from conductor_cli import Context, task
+
+EXPLODES = r"(a+)+$"
 
 
 class Unprintable(Exception):
@@ -190,15 +193,13 @@ def greedy(ctx: Context, kind: str, seconds: float) -> str:
 
 
 def _long_regex(seconds: float) -> None:
-    """A match that takes at least so long, found by trying longer and longer ones."""
-    length = 20
-    while True:
-        began = time.monotonic()
-        re.match(r"(a+)+$", "a" * length + "b")
-        took = time.monotonic() - began
-        if took >= seconds:
-            return
-        length += 1 if took > seconds / 8 else 2
+    """A match that takes at least so long: each further letter takes it twice as long."""
+    letters = 20
+    began = time.monotonic()
+    re.match(EXPLODES, "a" * letters + "b")
+    took = time.monotonic() - began
+    letters += math.ceil(math.log2(seconds / took))
+    re.match(EXPLODES, "a" * letters + "b")
 
 
 @task(max_crashes=50)

@@ -182,7 +182,7 @@ class Server:
     def _hear(self, beaten: Beaten) -> None:
         self.leadership.hear(beaten)
         if beaten.may_judge and (beaten.pulse.look_in or 1.0) <= 0:
-            self._rescuer.wake()
+            self._rescuer.judge()
 
     def _insistently(self, work: Callable[[], None]) -> None:
         while True:

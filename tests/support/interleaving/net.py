@@ -7,8 +7,10 @@ waits for a lock gives up after a moment, since nobody else could act meanwhile.
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -142,7 +144,10 @@ class Line:
 
     @contextmanager
     def transaction(self) -> Iterator[Line]:
-        assert self._raw is None, "no savepoints here"
+        if self._raw is not None:
+            with self._savepoint(self._raw):
+                yield self
+            return
         self._raw = self._sessions.take()
         try:
             yield self
@@ -198,11 +203,22 @@ class Line:
         self._sessions.dress(raw, self._stage.now, self._stage.current.name)
         try:
             with raw.cursor(binary=binary, row_factory=row_factory) as cursor:
-                cursor.execute(sql.encode(), parameters, prepare=True)
+                cursor.execute(_impatient(sql), parameters, prepare=True)
                 return cursor.fetchall() if cursor.description else None
         except psycopg.Error as error:
             self._note(sql, parameters, f"-> {type(error).__name__}")
             raise
+
+    @contextmanager
+    def _savepoint(self, raw: Connection) -> Iterator[None]:
+        how = "rollback to s; release s"
+        self._sessions.command(raw, "savepoint s")
+        try:
+            yield
+            how = "release s"
+        finally:
+            if self._raw is not None:
+                self._sessions.command(raw, how)
 
     def _commit(self) -> None:
         fate = self._net.fate()
@@ -246,6 +262,12 @@ class _Cursor:
     def fetchall(self) -> list[Any]:
         assert self._rows is not None
         return self._rows
+
+
+@cache
+def _impatient(sql: str) -> bytes:
+    """With lock timeouts of its own cut short, too."""
+    return re.sub(r"(?<='lock_timeout', )'\d+m?s'", f"'{LOCK_TIMEOUT}'", sql).encode()
 
 
 def _check(result: PGresult) -> None:
