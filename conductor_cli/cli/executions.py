@@ -71,11 +71,15 @@ def show(given: options.Given, id: str, as_json: bool) -> None:
     with session.client(given) as conductor:
         found = selection.one(conductor, id)
         why = "" if as_json else explanation.of(conductor, found)
+        past = [] if as_json else explanation.timeline(conductor, found)
     if as_json:
         output.json(found)
         return
     for name, text in explanation.lines(found):
         output.say(f"{name + ':':<13}{text}")
+    output.say("\nTimeline:")
+    for line in past:
+        output.say(f"  {line}")
     if why:
         output.say(f"\n{output.plain(why)}")
 

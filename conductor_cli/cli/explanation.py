@@ -12,7 +12,7 @@ from conductor_cli.store import reports
 if TYPE_CHECKING:
     from conductor_cli.client import Conductor
     from conductor_cli.models import Execution
-    from conductor_cli.store.reports import Standing
+    from conductor_cli.store.reports import Moment, Standing
 
 
 def of(conductor: Conductor, execution: Execution) -> str:
@@ -30,6 +30,19 @@ def lines(execution: Execution) -> list[tuple[str, str]]:
     if error is not None and error.traceback:
         shown += [("", output.plain(line)) for line in error.traceback.rstrip().splitlines()]
     return [(name, text) for name, text in shown if text]
+
+
+def timeline(conductor: Conductor, execution: Execution) -> list[str]:
+    """What has happened to it, a line each."""
+    moments = conductor.database.retrying(lambda conn: reports.timeline(conn, execution.id))
+    return [output.plain(_moment(each)) for each in moments]
+
+
+def _moment(each: Moment) -> str:
+    attempt = "" if each.attempt is None else f"#{each.attempt}"
+    what = " ".join(text for text in (each.what, each.name) if text)
+    detail = f" ({output.cut(each.detail, 100)})" if each.detail else ""
+    return f"{output.moment(each.at)}  {attempt:<4}{what}{detail}"
 
 
 def _text(value: object) -> str:

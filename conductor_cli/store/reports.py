@@ -388,6 +388,86 @@ def standing(conn: Connection, id: UUID) -> Standing | None:
     return STANDING.one(conn, id=id)
 
 
+class Moment(msgspec.Struct, frozen=True):
+    """Something that happened to an execution, or that it waits for. ``name``: of the step, sleep,
+    child or event; ``detail``: its task, its event, an error."""
+
+    at: datetime
+    attempt: int | None
+    what: str
+    name: str | None
+    detail: str | None
+
+
+TIMELINE: Final = Statement(
+    row=Moment,
+    sql="""
+    -- Reads only. Of one that has ended the story is in its row of history.
+    with kept as (
+        select h.story from conductor.history h
+        where h.id = %(id)s and h.expires_at > conductor.now() and h.story is not null
+        limit 1
+    ), entries as (
+        select seq, name, kind::text, state::text, created_at, ended_at, until, about, part_of,
+            error
+        from conductor.ledger where execution_id = %(id)s
+        union all
+        select e.seq, e.name, e.kind, e.state, e.created_at, e.ended_at, e.until, e.about,
+            e.part_of, e.error
+        from kept, json_to_recordset(kept.story -> 'ledger') as e (
+            seq bigint, name text, kind text, state text, created_at timestamptz,
+            ended_at timestamptz, until timestamptz, about text, part_of text, error json)
+    ), tries as (
+        select seq, started_at, ended_at, attempt, kind::text, name, error
+        from conductor.attempts where execution_id = %(id)s
+        union all
+        select a.seq, a.started_at, a.ended_at, a.attempt, a.kind, a.name, a.error
+        from kept, json_to_recordset(kept.story -> 'attempts') as a (
+            seq bigint, started_at timestamptz, ended_at timestamptz, attempt int, kind text,
+            name text, error json)
+    ), told as (
+        select created_at as at, null::int as attempt, 'created' as what, null::text as name,
+            null::text as detail, 0 as place
+        from conductor.executions where id = %(id)s
+        union
+        select started_at, attempt, 'claimed', null, null, 1
+        from conductor.executions where id = %(id)s and started_at is not null and attempt > 0
+        union
+        select started_at, attempt, 'claimed', null, null, 1 from tries
+        where started_at is not null
+        union all
+        select coalesce(ended_at, created_at), null,
+            case kind when 's' then 'step' when 'z' then 'sleep' when 'e' then 'event'
+                when 'g' then 'children' when 'w' then 'wait' else 'child' end
+            || case when kind = 'z' and until <= conductor.now() then ' slept'
+                when state = 'p' and kind = 's' then ' to be tried again'
+                when state = 'p' and kind = 'd' then ' started'
+                when state = 'p' then ' awaited'
+                when state = 'c' then '' when state = 'f' then ' failed'
+                when state = 'k' then ' cancelled' else ' timed out' end,
+            name, coalesce(error ->> 'message', about), 2
+        from entries where part_of is null
+        union all
+        select ended_at, attempt,
+            case kind when 'f' then 'failed' when 'z' then 'snoozed' when 's' then 'suspended'
+                else 'rescued' end,
+            name, (error ->> 'type') || ': ' || (error ->> 'message'), 3
+        from tries
+        union all
+        select finished_at, attempt, state, null,
+            (error ->> 'type') || ': ' || (error ->> 'message'), 4
+        from conductor.executions where id = %(id)s and finished_at is not null
+    )
+    select at, attempt, what, name, detail from told order by at, place
+    """,
+)
+
+
+def timeline(conn: Connection, id: UUID) -> list[Moment]:
+    """What has happened to an execution, in order."""
+    return TIMELINE.all(conn, id=id)
+
+
 def queues(conn: Connection) -> list[QueueReport]:
     """Every queue with its counts."""
     return QUEUES.all(conn)

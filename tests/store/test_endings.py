@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from conductor_cli.models import Flag, Park, Suspended
-from conductor_cli.store import claims, endings, events, executions, ledger
+from conductor_cli.store import claims, endings, events, executions, ledger, reports
 from conductor_cli.store.endings import Leaving
 from conductor_cli.store.ledger import Child, Children, New
 from tests.support.sessions import background, wait_until_blocked
@@ -356,3 +356,24 @@ def test_a_retry_brings_back_what_was_recorded(conn: Connection) -> None:
     assert executions.retry(conn, claimed.id, restart=True)
     assert entries(conn, claimed.id) == {}
     assert claims.inspect(conn, [uuid4()], [1])
+
+
+def test_a_timeline_tells_what_happened_while_it_lives_and_afterwards(conn: Connection) -> None:
+    claimed = running(conn)
+    new = [New("a", "s", "c", value="1"), New("b", "s", "f", error='{"message":"no"}')]
+    ledger.record(conn, claimed.id, claimed.token, new, mark=True)
+    adopt(conn, claimed, "child")
+    assert suspend(conn, claimed)
+    finish(conn, claim_one(conn))
+    again = claim_one(conn)
+    expected = [
+        ("created", None), ("claimed", None), ("step", "a"), ("step failed", "b"),
+        ("suspended", "it"), ("child", "child"), ("claimed", None),
+    ]  # fmt: skip
+    told = reports.timeline(conn, claimed.id)
+    assert [(each.what, each.name) for each in told] == expected
+    finish(conn, again, outcome=BROKEN)
+    told = reports.timeline(conn, claimed.id)
+    assert [(each.what, each.name) for each in told] == [*expected, ("failed", None)]
+    assert [each.attempt for each in told if each.what == "claimed"] == [1, 2]
+    assert told[-1].detail == "ValueError: no"
