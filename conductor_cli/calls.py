@@ -198,7 +198,7 @@ class Calls:
         self.check()
         given = {"done": done, "total": total, "message": message, "data": data}
         told = {key: value for key, value in given.items() if value is not None}
-        text = payloads.encode(told, "The progress", self._conductor.max_payload)
+        text = payloads.encode(told, "The progress", self.ledger.limit)
         return lambda: self.ledger.progress(text)
 
     def check(self) -> None:

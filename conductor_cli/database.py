@@ -316,6 +316,14 @@ class Database:
             raise
         return conn
 
+    def make_room(self, size: int) -> None:
+        """Let the pool have at least so many connections, when they are needed; not one that
+        somebody else has given."""
+        with self._lock:
+            self._size = max(self._size, size)
+            if self._own is not None and self._pid == os.getpid():
+                self._own.resize(0, self._size)
+
     def drop_dead(self) -> None:
         """Replace the pooled connections that nobody uses: after one has died nobody knows how
         the others are, and to ask each of them may take long when they are silent."""

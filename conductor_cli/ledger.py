@@ -84,6 +84,11 @@ class Ledger:
         """Whether there are rows elsewhere that hang on the execution's."""
         return self._is_marked or self.is_logged
 
+    @property
+    def limit(self) -> int:
+        """Bytes of JSON that a result may have."""
+        return self.conductor.max_payload
+
     def check(self) -> None:
         """Leave the task if it should stop; on shutdown only once that is insisted on."""
         if self.suspending is not None:
@@ -504,6 +509,48 @@ class Ledger:
         )
 
 
+class Unqueued(Ledger):
+    """The ledger of a task that runs without a queue (``conductor run``): nothing outlives it, and
+    there is nobody to wait for."""
+
+    def __init__(self, attempt: Attempt, conductor: Conductor, limit: int) -> None:
+        super().__init__(attempt, conductor)
+        self._bytes = limit
+
+    @property
+    def limit(self) -> int:
+        return self._bytes
+
+    def record(self, new: New) -> datetime | None:
+        self._failed.clear()
+        return new.until or datetime.now(UTC) + timedelta(seconds=new.seconds or 0)
+
+    def suspend(self, name: str, _park: Park, _until: datetime | None) -> NoReturn:
+        raise _needs_queue(f"{name!r} waits for others")
+
+    def sleep(self, name: str, until: datetime | float) -> None:
+        self.ask(name, "z", branch=False)
+        left = (until - datetime.now(UTC)).total_seconds() if isinstance(until, datetime) else until
+        if left > 0 and self._attempt.signal.wait(left):
+            self._attempt.signal.raise_if_aborted()
+
+    def flush(self) -> None:
+        """Nobody looks at the progress."""
+
+    def transact(self, _new: Callable[[Connection], New]) -> None:
+        raise _needs_queue("It writes in a transaction of the runner's")
+
+    def lend(self) -> Any:
+        raise _needs_queue("It writes in a transaction of the runner's")
+
+    def work(self, _work: Callable[[Connection], T]) -> T:
+        raise _needs_queue("It asks for what only a server can do")
+
+
+def _needs_queue(what: str) -> StepError:
+    return StepError(f"{what}: that needs a queue. Use `conductor invoke --wait` with a server.")
+
+
 class Run:
     """One run of a step: ``is_recorded`` with its ``value``, or to be made and then told."""
 
@@ -529,7 +576,7 @@ class Run:
         """Record what it returned; ``value`` is what a later attempt will be given."""
         name, ledger = self._step.name, self._ledger
         what = f"The result of step {name!r}"
-        text = payloads.encode(value, what, ledger.conductor.max_payload)
+        text = payloads.encode(value, what, ledger.limit)
         self.value = self._decoded(text)
         ledger.record(New(name, "s", "c", value=text, branch=self._branch))
         self.is_recorded = True
@@ -540,7 +587,7 @@ class Run:
         def new(conn: Connection) -> New:
             value = fn(conn, *args, **kwargs)
             text = payloads.encode(
-                value, f"The result of step {self._step.name!r}", self._ledger.conductor.max_payload
+                value, f"The result of step {self._step.name!r}", self._ledger.limit
             )
             self.value = self._decoded(text)
             return New(self._step.name, "s", "c", value=text, branch=self._branch)
@@ -570,7 +617,7 @@ class Run:
                 error=told,
             )
         )  # fmt: skip
-        if not self._branch and delay > 0:
+        if not self._branch and delay > 0 and not isinstance(self._ledger, Unqueued):
             self._ledger.suspend(name, Park.RETRIES, until)
         return delay
 

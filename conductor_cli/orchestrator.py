@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from conductor_cli.service import Service
 
 SIGNAL_CHECK: Final = 0.5
+MOST_FOR_TASKS: Final = 40  # connections; steps wait for one rather than have more
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +265,7 @@ class Orchestrator:
                 self._coordinator, self.stopped = None, Future()
         try:
             install(self.conductor)
+            self.conductor.database.make_room(pool_size(self._specs))
             self._enter_state()
             self._coordinator = coordinator()
             self._coordinator.start()
@@ -352,6 +354,12 @@ class Orchestrator:
 
     def _queues(self) -> list[str]:
         return sorted(spec.queue for spec in self._specs)
+
+
+def pool_size(specs: Sequence[WorkerSpec]) -> int:
+    """Connections that the tasks of these workers and the server itself may need at the same time:
+    one for each thread, forty at most, and four."""
+    return min(MOST_FOR_TASKS, sum(spec.config.concurrency for spec in specs)) + 4
 
 
 def install(conductor: Conductor) -> None:

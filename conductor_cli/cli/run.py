@@ -49,6 +49,7 @@ def run(given: Given, task: str, text: str | None, as_json: bool) -> int:
 def _run(given: Given, config: Config, task: Task[..., Any], value: Any) -> Outcome:
     from conductor_cli.attempt import Attempt
     from conductor_cli.catalog import TaskSet
+    from conductor_cli.ledger import Unqueued
     from conductor_cli.orchestrator import state_of
     from conductor_cli.runner import EventLoop, Runner
 
@@ -61,6 +62,7 @@ def _run(given: Given, config: Config, task: Task[..., Any], value: Any) -> Outc
             TaskSet([task]), conductor=client, loop=EventLoop(), state=state, limit=limit
         )
         attempt = Attempt(claimed)
+        attempt.ledger = Unqueued(attempt, client, limit)
         with _timeout(runner, attempt):
             return runner.run(attempt)
 

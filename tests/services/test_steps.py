@@ -20,6 +20,7 @@ from conductor_cli import (
     Fail,
     Retry,
     Step,
+    WorkerConfig,
     task,
 )
 
@@ -448,3 +449,47 @@ def test_a_wrong_name_or_retry_is_refused_at_once() -> None:
         Step("x", max_attempts=0)
     with pytest.raises(Exception, match="retry"):
         Step("x", retry=[])
+
+
+def test_the_pool_has_room_for_all_threads_of_a_server(make: Any) -> None:
+    @task
+    def work(ctx: Context) -> int:
+        return ctx.step("one", int)
+
+    orchestrator = make(work, default_worker=WorkerConfig(concurrency=25))
+    assert orchestrator.drain(20).failed == 0
+    assert orchestrator.conductor.database._size == 29
+
+
+def test_a_task_runs_without_a_queue_as_far_as_it_can(tmp_path: Any) -> None:
+    import json
+    import subprocess
+    import sys
+
+    (tmp_path / "conductor.toml").write_text('[tasks]\nmodules = ["work"]\n')
+    (tmp_path / "work.py").write_text(
+        "from conductor_cli import Context, Step, task\n"
+        "@task\n"
+        "def steps(ctx: Context) -> list:\n"
+        "    tries = []\n"
+        "    def flaky():\n"
+        "        tries.append(1)\n"
+        "        if len(tries) < 2: raise ValueError\n"
+        "        return len(tries)\n"
+        "    ctx.sleep('nap', 0.01)\n"
+        "    ctx.progress(1)\n"
+        "    return [ctx.step('one', int, 1), ctx.step(Step('two', 3, [0.01]), flaky)]\n"
+        "@task\n"
+        "def child(ctx: Context) -> None:\n"
+        "    ctx.wait_for_event('it', 'never')\n"
+    )
+
+    def run(name: str) -> Any:
+        return subprocess.run(
+            (sys.executable, "-m", "conductor_cli", "run", name),
+            cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    assert json.loads(run("steps").stdout) == [1, 2]
+    failed = run("child")
+    assert (failed.returncode, "needs a queue" in failed.stderr) == (1, True), failed.stderr
