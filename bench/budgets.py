@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bench.stage import Stage
 
 _STRONGEST: Final = "graphile-worker"  # the peer, tuned, that the drain is measured by
+_DURABLE: Final = "dbos"  # the one, tuned, that steps and children are measured by
 _ABOVE_FLOOR: Final = 0.3  # ms
 
 
@@ -49,6 +50,10 @@ def verdicts(stage: Stage) -> list[Verdict]:
     found = [
         least("drain, no-op: x graphile-worker tuned", look.drain(), 1.0, 1.5),
         least("drain, 1 ms sleep: x ten bare threads", look.sleep(), 0.9),
+        *(
+            least(f"durable, {case}: x dbos tuned", look.durable(case), 5.0)
+            for case in ("steps", "children")
+        ),
         least("bulk enqueue: x best peer", look.bulk(), 2.0),
         least("bulk enqueue/s", own("enqueue", "bulk", "rate"), None, 200_000.0),
         least("single enqueue: x bare insert", look.single(), 0.9),
@@ -119,6 +124,12 @@ class _Figures:
     def sleep(self) -> float | None:
         return _ratio(
             self.own("drain", "sleep", "rate"), self._one("drain", "sleep", "rate", FLOOR)
+        )
+
+    def durable(self, case: str) -> float | None:
+        return _ratio(
+            self.own("durable", case, "rate"),
+            self._one("durable", case, "rate", _DURABLE, "tuned"),
         )
 
     def bulk(self) -> float | None:

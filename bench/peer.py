@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Settings = Literal["default", "tuned", "discard"]
-Ability = Literal["keep", "later", "transact", "discard"]
+Ability = Literal["keep", "later", "transact", "discard", "durable"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Peer:
 
     `can` says what it has besides: executions for `later`; finished executions that it does
     `keep`; enqueueing that joins a transaction of the caller's (`transact`); settings called
-    `discard`, the default ones except that finished executions are not kept.
+    `discard`, the default ones except that finished executions are not kept; executions that
+    remember their steps and wait for children (`durable`).
     """
 
     name: str

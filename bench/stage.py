@@ -17,7 +17,7 @@ from bench.process import PeerFailed, PeerProcess
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from bench.peer import Peer, Settings
+    from bench.peer import Ability, Peer, Settings
     from bench.postgres import Postgres
 
 DATABASE: Final = "bench_run"
@@ -99,16 +99,18 @@ class Stage:
         *,
         among: Mapping[str, Settings] | None = None,
         rounds: int | None = None,
+        needs: Ability | None = None,
     ) -> None:
         """Every case for every peer, round by round, the order of peers rotating.
 
-        `among`: only these peers, and only with these settings.
+        `among`: only these peers, and only with these settings. `needs`: only who has it.
         """
         for number in range(rounds or self.plan.rounds):
             for case, settings in cases:
                 for peer in _rotated(self.peers, number):
                     cell = Cell(measure, case, peer.name, settings)
                     asked = among is None or among.get(peer.name) == settings
+                    asked = asked and (needs is None or needs in peer.can)
                     if asked and self._wanted(peer, cell):
                         self._take(cell, number, partial(run, self, peer, case, settings))
 

@@ -16,6 +16,7 @@ import time
 from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
@@ -37,6 +38,7 @@ BATCH: Final = 500
 BATCH_BYTES: Final = 4 * 1024 * 1024
 SECOND_PUMP: Final = 100  # what makes a second exchange at the same time worth it
 PLACE_HOLDS: Final = 1.0  # seconds for which the lower bound is trusted
+LATE: Final = timedelta(seconds=1)  # by which what was invoked earlier may be committed later
 STALLED: Final = 2.0  # seconds after which what nobody starts is given back
 TRUSTING_POLL: Final = 10.0  # the safety net's, while the listener is proven alive
 DOUBT: Final = 15.0  # longer than a statement may take on the server
@@ -124,6 +126,8 @@ class Holding:
         self._in_flight: set[int] = set()
         self._version = 1  # grows with every hint that there may be work
         self._dry = 0  # the version at which a claim found nothing more
+        self._half_dry = False  # it had not looked from the very beginning
+        self._hinted: dict[int, int] = {}  # by rank, the version of the latest hint
         self._start, self._start_until = START, 0.0
         self._look_at = 0.0
         self._next_at: float | None = None
@@ -146,6 +150,7 @@ class Holding:
         """A hint that something can be claimed, at this rank."""
         with self._lock:
             self._version += 1
+            self._hinted[START.rank if rank is None else rank] = self._version
             if rank is None or rank < self._start.rank:
                 self._start = START
         self.wakers[0]()
@@ -169,6 +174,9 @@ class Holding:
             self._active -= was_active
             now = time.monotonic()
             self._give_back_stalled(now)
+            if self._half_dry and now > self._start_until:
+                self._half_dry = False
+                self._version += 1
             look = self._claiming and self._look_at <= now
             limit = self._limit(look)
             reconcile = self._reconcile_at <= now
@@ -204,6 +212,8 @@ class Holding:
                 moments.append(now + STALLED / 4)
             if self._locked_out:
                 moments.append(self._locked_out[0][0])
+            if self._half_dry:
+                moments.append(self._start_until)
             moments.append(self._reconcile_at)
             return max(0.001, min(moments) - now)
 
@@ -370,18 +380,24 @@ class Holding:
             self._in_flight.add(token)
         if now > self._start_until:
             self._start, self._start_until = START, now + PLACE_HOLDS
+            self._hinted.clear()
         if len(self._outbox) >= SECOND_PUMP or limit == BATCH:
             self.wakers[-1]()
         return Plan(finished, limit, look, reconcile, token, self._start, self._version)
 
     def _remember_place(self, plan: Plan, claimed: Sequence[Claimed]) -> None:
-        if len(claimed) == plan.limit:
-            last = claimed[-1]
-            self._start = Place(last.rank, last.run_at, last.seq)
-        elif plan.start == START:
+        if len(claimed) < plan.limit:
             self._dry = plan.version
-        else:
-            self._start = START
+            self._half_dry = plan.start != START
+        if claimed and not self._is_hinted_before(claimed[0].rank, plan.version):
+            last, first = claimed[-1], claimed[0]
+            if len(claimed) == plan.limit:
+                self._start = Place(last.rank, last.run_at, last.seq)
+            else:
+                self._start = Place(first.rank, first.run_at - LATE, 0)
+
+    def _is_hinted_before(self, rank: int, version: int) -> bool:
+        return any(r < rank and at > version for r, at in self._hinted.items())
 
     def _settle(self, finished: Sequence[Finished]) -> None:
         for each in finished:

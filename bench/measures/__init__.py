@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from bench.measures import (
     crowd,
     drain,
+    durable,
     enqueue,
     idle,
     latency,
@@ -28,6 +29,7 @@ MEASURES: Final[dict[str, ModuleType]] = {
     module.NAME: module
     for module in (
         drain,
+        durable,
         enqueue,
         transaction,
         latency,

@@ -17,7 +17,7 @@ PEER = Peer(
     unfinished="select exists (select from conductor.executions"
     " where state in ('pending', 'running', 'waiting'))",
     skips=("*/*/tuned",),
-    can=frozenset({"keep", "later", "transact", "discard"}),
+    can=frozenset({"keep", "later", "transact", "discard", "durable"}),
     note="it adapts by itself, so no tuned settings; 10 threads; discard: retain_completed=0",
 )
 
@@ -76,7 +76,10 @@ class ConductorAdapter:
 
     def make_tasks(self, **options: Any) -> list[Any]:
         """All the tasks that this process knows, with these options."""
+        from bench.peers.conductor_durable import make_tasks
         from conductor_cli import task
+
+        durable = make_tasks(lambda: self._bodies, **options)
 
         @task(**options)
         def noop(n: int, to: str) -> None:  # noqa: ARG001
@@ -98,7 +101,7 @@ class ConductorAdapter:
         def hold(n: int, to: str) -> None:  # noqa: ARG001
             self._bodies.hold(n)
 
-        return [noop, sleep, cpu, stamp, hold]
+        return [noop, sleep, cpu, stamp, hold, *durable]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,17 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from bench.peer import Peer, Venv
-from bench.peers.protocol import HOLD, INSERT_ORDER, Bodies, Payload, serve, url
+from bench.peers.protocol import (
+    CHILDREN,
+    HOLD,
+    INSERT_ORDER,
+    STEPS,
+    Bodies,
+    Payload,
+    echo,
+    serve,
+    url,
+)
 
 PEER = Peer(
     name="dbos",
@@ -18,7 +28,7 @@ PEER = Peer(
     " where status in ('ENQUEUED', 'PENDING', 'DELAYED'))",
     skips=("load/*", "payload/*/default"),
     most={"default": 100, "tuned": 2_000},
-    can=frozenset({"transact"}),
+    can=frozenset({"transact", "durable"}),
     extra=True,
     note="default: 10 at once, polled every second, 100 queued at most; tuned: 100 at once, polled"
     " every 0.1 s, 2,000 queued at most",
@@ -115,6 +125,34 @@ class DbosAdapter:
             self._bodies.note(n)
             self._bodies.begin()
             await asyncio.sleep(HOLD)
+            self._bodies.end()
+
+        self._register_durable()
+
+    def _register_durable(self) -> None:
+        from dbos import DBOS
+
+        @DBOS.step(name="echo")
+        async def step(number: int) -> int:
+            return echo(number)
+
+        @DBOS.workflow(name="steps")
+        async def steps(n: int, to: str) -> None:  # noqa: ARG001
+            self._bodies.begin()
+            for number in range(STEPS):
+                await step(number)
+            self._bodies.end()
+
+        @DBOS.workflow(name="child")
+        async def child(n: int) -> int:
+            return n
+
+        @DBOS.workflow(name="children")
+        async def children(n: int, to: str) -> None:  # noqa: ARG001
+            self._bodies.begin()
+            begun = [await DBOS.start_workflow_async(child, number) for number in range(CHILDREN)]
+            for handle in begun:
+                await handle.get_result()
             self._bodies.end()
 
 

@@ -25,7 +25,9 @@ End of input ends it. A working one also says, unasked,
 
 All moments are CLOCK_MONOTONIC in nanoseconds, which processes of one machine share. The tasks
 are `noop`, `sleep` (1 ms), `cpu` (100 µs of the thread's CPU time), `stamp` (notes `n` and the
-moment) and `hold` (the same, then sleeps 10 ms); a payload is `{"n": 17, "to":
+moment) and `hold` (the same, then sleeps 10 ms); of durable peers also `steps` (STEPS steps, one
+after the other, each returns its number) and `children` (starts CHILDREN children that return
+their number, and ends when all have); a payload is `{"n": 17, "to":
 "user-17@example.org"}`, made longer to `size` bytes of JSON if asked. This file is the Python
 side, with nothing but the standard library, for peers' environments have nothing else in common;
 `protocol.mjs` is the other one. Standard output is taken away from the peer's code, which may
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
 Payload = dict[str, Any]
 
 HOLD: Final = 0.01  # seconds that a `hold` sleeps
+STEPS: Final = 5  # of one `steps`
+CHILDREN: Final = 10  # of one `children`
 INSERT_ORDER: Final = "insert into bench_orders (note) values ('one order')"
 _READ_LIMIT: Final = 2**20  # bytes of one command
 
@@ -150,6 +154,11 @@ class Bodies:
     def count(self) -> int:
         """How many bodies have ended. Only once no more can end."""
         return self._next_end() - 1
+
+
+def echo(number: int) -> int:
+    """What a step does."""
+    return number
 
 
 def url() -> str:
