@@ -319,6 +319,8 @@ class Lookout(Service):
     # Listening
 
     def _listens(self) -> bool:
+        if self._database.is_behind_pooler:
+            return False
         if self._listening is None and time.monotonic() >= self._listen_at:
             try:
                 self._listening = Listening(self._database, [CHANNEL, self._ping], self.name)

@@ -41,7 +41,7 @@ create table conductor.schedules (
     timezone text not null,
     missed text not null,
     payload json not null,
-    declared boolean not null,             -- by a trigger of its task; else made at run time
+    declared boolean not null default false, -- by a trigger of its task; else made at run time
     paused boolean not null default false,
     next_at timestamptz,                   -- null: it never ticks again
     last_at timestamptz,

@@ -87,7 +87,7 @@ def show(given: options.Given, id: str, as_json: bool) -> None:
 @executions.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @filters
-@click.option("--restart", is_flag=True, help="From its beginning: forget what it has recorded.")
+@click.option("--restart", is_flag=True, help="From the beginning: forget the recorded steps.")
 @click.option("--yes", is_flag=True, help="Really do it for all that match the filters.")
 @options.json_flag
 @click.pass_obj
@@ -104,7 +104,8 @@ def retry(
     """Run failed or cancelled executions again, each with its id.
 
     Name them, or choose them by filters (the failed ones, unless --state says otherwise): then
-    they are only shown, unless --yes is given.
+    they are only shown, unless --yes is given. What they have recorded is kept, unless --restart
+    is given.
     """
 
     def do(conductor: Conductor, each: UUID) -> bool:

@@ -364,3 +364,10 @@ def test_a_newer_schema_is_exit_code_3(project: Project, words: tuple[str, ...])
     done = project.run(*words)
     assert done.code == 3
     assert "9999_turn_everything_round" in done.err
+
+
+def test_retry_may_begin_anew(project: Project) -> None:
+    id = invoke(project, "fail")
+    project.run("drain")
+    (again,) = project.run("executions", "retry", id, "--restart", "--json").json
+    assert (again["id"], again["state"], again["failures"]) == (id, "pending", 0)

@@ -29,9 +29,12 @@ class Client:
 
     def invoke(self, task: str, payload: object = None, **options: Any) -> UUID:
         """One that has to succeed."""
-        id = uuid4()
-        self._conductor.invoke(task, payload, queue="default", id=id, **options)
-        self._notebook.note("invoke", id=id, fate="ok")
+        id, fate = uuid4(), "unknown"
+        try:
+            self._conductor.invoke(task, payload, queue="default", id=id, **options)
+            fate = "ok"
+        finally:
+            self._notebook.note("invoke", id=id, fate=fate)
         return id
 
     def invoke_many(self, task: str, payloads: Sequence[object], **options: Any) -> list[UUID]:
@@ -46,6 +49,17 @@ class Client:
         for id in ids:
             self._notebook.note("invoke", id=id, fate="ok")
         return ids
+
+    def invoke_patiently(self, task: str, within: float = 40.0) -> UUID:
+        """One that succeeds sooner or later, Postgres having only just come back."""
+        until = time.monotonic() + within
+        while True:
+            try:
+                return self.invoke(task)
+            except (ConductorError, psycopg.Error):
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
 
     def invoke_batch(self, task: str, count: int) -> tuple[list[UUID], float]:
         """As quickly as can be; the ids, and the moment of the commit at the latest."""

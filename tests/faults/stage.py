@@ -237,7 +237,7 @@ class Stage:
         """Invoke one at a time until one ends; returns seconds from ``after`` (default: now)."""
         began = time.monotonic()
         after = began if after is None else after
-        id = self.client.invoke("quick")
+        id = self.client.invoke_patiently("quick")
         try:
             eventually(
                 lambda: any(r.id == id and r.returned for r in self.notebook.read().runs),

@@ -75,8 +75,12 @@ def counts(count: Count) -> str:
 def markdown(results: Sequence[Result], notes: Sequence[str]) -> str:
     """The table, and below it what is not in it."""
     rows = [HEAD, ("---",) * len(HEAD), *(r.cells for r in results)]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
     return "\n".join([*lines, "", *notes, ""])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def plain(result: Result) -> str:

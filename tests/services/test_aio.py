@@ -22,7 +22,8 @@ from conductor_cli import (
     task,
 )
 
-NOT_MIRRORED = {"row", "rows", "child", "children"}  # what the package's own rooms call
+# What the package's own rooms call.
+NOT_MIRRORED = {"row", "rows", "event_payload", "child", "children"}
 
 
 @task

@@ -319,3 +319,41 @@ def test_a_bad_payload_leaves_the_callers_transaction_alone(
         conductor.invoke(greet, {"name": "a"}, id=uuid4(), connection=lent.connection)
         lent.commit()
     assert names(conductor) == {"a"}
+
+
+@pytest.mark.parametrize("kind", SYNC)
+def test_an_event_is_part_of_the_callers_transaction_too(
+    conductor: Conductor, database_url: str, kind: str
+) -> None:
+    with SYNC[kind](database_url) as lent:
+        conductor.emit("never", connection=lent.connection)
+        lent.rollback()
+        id = conductor.emit("done", {"a": 1}, connection=lent.connection)
+        assert _events(conductor) == []
+        lent.commit()
+    assert _events(conductor) == [(id, "done", {"a": 1})]
+
+
+@pytest.mark.parametrize("kind", ASYNC)
+def test_so_it_is_of_an_asynchronous_one(
+    conductor: Conductor, database_url: str, kind: str
+) -> None:
+    async def main() -> UUID:
+        async with AsyncConductor.create(database_url) as aio:
+            async with ASYNC[kind](database_url) as lent:
+                id = await aio.emit("done", {"a": 1}, connection=lent.connection)
+                assert _events(conductor) == []
+                await lent.commit()
+            await aio.emit("own")
+            return id
+
+    id = asyncio.run(main())
+    assert [name for _, name, _ in _events(conductor)] == ["done", "own"]
+    assert _events(conductor)[0] == (id, "done", {"a": 1})
+
+
+def _events(conductor: Conductor) -> list[Any]:
+    with conductor.database.connection() as conn:
+        return conn.execute(
+            "select id, name, payload from conductor.events order by seq"
+        ).fetchall()

@@ -326,3 +326,17 @@ def test_watching_and_waiting_inside_a_task_are_refused(conductor: Conductor, st
         with pytest.raises(ExecutionFailed, match=rf"{way}\(\) inside a task"):
             conductor.wait(conductor.invoke(nosy, {"way": way}), timeout=30)
     assert issubclass(ExecutionFailed, ConductorError)
+
+
+def test_the_end_of_one_that_remembers_steps_is_told_too(
+    conductor: Conductor, start: Any, heard: Any
+) -> None:
+    @task
+    def stepping(ctx: Context, n: int) -> int:
+        time.sleep(n % 5 * 0.001)
+        return ctx.step("double", lambda: n * 2)
+
+    start(stepping)
+    for n in range(20):
+        assert conductor.wait(conductor.invoke(stepping, {"n": n}), stepping, timeout=30) == n * 2
+    assert heard.count("executions.stale") == 0

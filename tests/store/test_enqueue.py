@@ -453,7 +453,8 @@ def test_invoke_says_what_is_wrong(
     conn: Connection, arguments: dict[str, Any], error: type[psycopg.Error], text: str
 ) -> None:
     conn.execute(
-        "insert into conductor.tasks select q, 'two', true, 0, 1, 1, 0, 0, '{}', '', now() "
+        "insert into conductor.tasks (queue, name, home, priority, max_attempts, max_crashes, "
+        "options, edition, registered_at) select q, 'two', true, 0, 1, 1, '{}', '', now() "
         "from unnest('{a,b}'::text[]) q"
     )
     with pytest.raises(error, match=text):

@@ -131,3 +131,12 @@ def test_a_mark_is_in_time_before_the_end_is_committed_or_there_is_nothing_to_ma
         assert mark(conn, held.id) == {held.id: False}  # so it is asked again
     assert mark(conn, held.id) == {}
     assert ears.heard() == []
+
+
+def test_the_cancel_of_one_that_is_not_kept_is_told_too(conn: Connection) -> None:
+    register(conn, "t", retain_failed=0)
+    marked = add(conn)
+    mark(conn, marked)
+    ears = Ears(conn, ENDED)
+    assert executions.cancel(conn, marked, None)
+    assert ears.heard() == [(ENDED, str(marked))]

@@ -150,6 +150,7 @@ def silent_for_a_while(stage: Stage) -> None:
 
     Not ready while it lasts; resumes within 10 s of its end.
     """
+    seconds = stage.choose("seconds", 20.0, 10.0)
     proxy, server = _behind(stage)
     with stage.load("quick", lambda: {"seconds": 0.02}, rate=20), stage.outage():
         time.sleep(0.5)
@@ -161,7 +162,7 @@ def silent_for_a_while(stage: Stage) -> None:
             stage.figure("unready after", time.monotonic() - moment, NOTICED)
         except AssertionError as error:
             stage.line.broken.append(str(error))
-        time.sleep(max(0.0, moment + 20 - time.monotonic()))
+        time.sleep(max(0.0, moment + seconds - time.monotonic()))
         proxy.set("pass")
         stage.figure("resumed after", stage.wait_until_works(), RESUME)
     stage.judge()
