@@ -427,13 +427,13 @@ TIMELINE: Final = Statement(
             name text, error json)
     ), told as (
         select created_at as at, null::int as attempt, 'created' as what, null::text as name,
-            null::text as detail, 0 as place
+            null::text as detail, 0 as place, 0::bigint as seq
         from conductor.executions where id = %(id)s
         union
-        select started_at, attempt, 'claimed', null, null, 1
+        select started_at, attempt, 'claimed', null, null, 1, 0
         from conductor.executions where id = %(id)s and started_at is not null and attempt > 0
         union
-        select started_at, attempt, 'claimed', null, null, 1 from tries
+        select started_at, attempt, 'claimed', null, null, 1, 0 from tries
         where started_at is not null
         union all
         select coalesce(ended_at, created_at), null,
@@ -445,20 +445,20 @@ TIMELINE: Final = Statement(
                 when state = 'p' then ' awaited'
                 when state = 'c' then '' when state = 'f' then ' failed'
                 when state = 'k' then ' cancelled' else ' timed out' end,
-            name, coalesce(error ->> 'message', about), 2
+            name, coalesce(error ->> 'message', about), 2, seq
         from entries where part_of is null
         union all
         select ended_at, attempt,
             case kind when 'f' then 'failed' when 'z' then 'snoozed' when 's' then 'suspended'
                 else 'rescued' end,
-            name, (error ->> 'type') || ': ' || (error ->> 'message'), 3
+            name, (error ->> 'type') || ': ' || (error ->> 'message'), 3, seq
         from tries
         union all
         select finished_at, attempt, state, null,
-            (error ->> 'type') || ': ' || (error ->> 'message'), 4
+            (error ->> 'type') || ': ' || (error ->> 'message'), 4, 0
         from conductor.executions where id = %(id)s and finished_at is not null
     )
-    select at, attempt, what, name, detail from told order by at, place
+    select at, attempt, what, name, detail from told order by at, place, seq
     """,
 )
 

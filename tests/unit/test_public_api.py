@@ -185,6 +185,19 @@ def client(conductor: Conductor, id: UUID) -> None:
     any_of: list[Task[..., Any]] = [greet, report, fetch, crawl]
     bound: Invocation[str] = greet.bind(name="x")
 
+@task
+def durable(ctx: Context) -> None:
+    reveal_type(ctx.step("a", len, "x"))  # step
+    reveal_type(ctx.invoke("b", greet, {"name": "x"}))  # child
+    reveal_type(ctx.invoke("c", fetch.bind("x")))  # bound child
+    ctx.step("d", len, 5)  # error
+
+@task
+async def durable_async(ctx: AsyncContext) -> None:
+    reveal_type(await ctx.step("a", fetch.function, "x"))  # any step
+    reveal_type(await ctx.step("b", call))  # async step
+    reveal_type(await ctx.step("c", len, "x"))  # plain step
+
 async def call() -> None:
     data: bytes = await fetch("x")
 
@@ -220,6 +233,12 @@ REVEALED = {
     "wait for configured": "int | None",
     "wait for configured async": "float",
     "wait for any": "Any",
+    "step": "int",
+    "child": "str",
+    "bound child": "bytes",
+    "any step": "Any",
+    "async step": "None",
+    "plain step": "int",
 }
 
 
