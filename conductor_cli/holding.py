@@ -38,7 +38,7 @@ BATCH: Final = 500
 BATCH_BYTES: Final = 4 * 1024 * 1024
 SECOND_PUMP: Final = 100  # what makes a second exchange at the same time worth it
 PLACE_HOLDS: Final = 1.0  # seconds for which the lower bound is trusted
-LATE: Final = timedelta(seconds=1)  # by which what was invoked earlier may be committed later
+LATE: Final = timedelta(seconds=0.1)  # by which most of what was invoked earlier comes later
 STALLED: Final = 2.0  # seconds after which what nobody starts is given back
 TRUSTING_POLL: Final = 10.0  # the safety net's, while the listener is proven alive
 DOUBT: Final = 15.0  # longer than a statement may take on the server
@@ -254,7 +254,7 @@ class Holding:
             self._outbox.extendleft(reversed(kept))
             self._settle([each for each in plan.finished if id(each.claimed) in done])
             self._version += 1
-            self._look_at = 0.0
+            self._look_at = self._start_until = 0.0
             now = time.monotonic()
             if plan.limit:
                 self._doubt_until, self._reconcile_at = now + DOUBT, now
@@ -378,12 +378,13 @@ class Holding:
         self._reserved += limit
         if limit:
             self._in_flight.add(token)
-        if now > self._start_until:
-            self._start, self._start_until = START, now + PLACE_HOLDS
+        start = self._start
+        if limit and now > self._start_until:
+            start, self._start_until = START, now + PLACE_HOLDS
             self._hinted.clear()
         if len(self._outbox) >= SECOND_PUMP or limit == BATCH:
             self.wakers[-1]()
-        return Plan(finished, limit, look, reconcile, token, self._start, self._version)
+        return Plan(finished, limit, look, reconcile, token, start, self._version)
 
     def _remember_place(self, plan: Plan, claimed: Sequence[Claimed]) -> None:
         if len(claimed) < plan.limit:

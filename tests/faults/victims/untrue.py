@@ -1,4 +1,4 @@
-"""Finishing statements that do not ask for the claim's token: planted for the checker."""
+"""Ends that do not ask for the token of the claim: planted for the checker."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from conductor_cli.store import claims, endings
 
-CHECK = "l.id = o.id and l.token = o.token"
-for room, name in ((claims, "EXCHANGE"), (endings, "FINISH")):
+CHECK = "l.token = o.token and "
+for room, name in ((claims, "EXCHANGE"), (claims, "INSPECT"), (endings, "FINISH")):
     statement = getattr(room, name)
     assert CHECK in statement.sql
-    setattr(room, name, replace(statement, sql=statement.sql.replace(CHECK, "l.id = o.id", 1)))
+    setattr(room, name, replace(statement, sql=statement.sql.replace(CHECK, "")))
