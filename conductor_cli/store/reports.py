@@ -437,9 +437,10 @@ TIMELINE: Final = Statement(
         where started_at is not null
         union all
         select coalesce(ended_at, created_at), null,
-            case kind when 's' then 'step' when 'z' then 'sleep' when 'e' then 'event'
-                when 'g' then 'children' when 'w' then 'wait' else 'child' end
-            || case when kind = 'z' and until <= conductor.now() then ' slept'
+            case kind when 's' then 'step' when 'e' then 'event' when 'g' then 'children'
+                when 'z' then case when until <= conductor.now() then 'slept' else 'sleeps' end
+                when 'w' then 'wait' else 'child' end
+            || case when kind = 'z' then ''
                 when state = 'p' and kind = 's' then ' to be tried again'
                 when state = 'p' and kind = 'd' then ' started'
                 when state = 'p' then ' awaited'

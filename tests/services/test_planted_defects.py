@@ -28,7 +28,7 @@ DEFECTS: Final = {
     "an end overlooks a cancel": (
         claims, "EXCHANGE", "case when flags & 1 <> 0 then 'k' else ending end", "ending",
     ),
-    "a claim is not counted": (claims, "EXCHANGE", "attempt = attempt + 1", "attempt = attempt"),
+    "a claim is not counted": (claims, "CLAIM", "attempt = attempt + 1", "attempt = attempt"),
     "claims are given back whatever their token": (
         claims, "REQUEUE", "and l.token = o.token and l.state::text = 'x'", "",
     ),

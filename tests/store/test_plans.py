@@ -128,6 +128,16 @@ def test_a_claim_reads_what_it_takes(planned: Connection) -> None:
     assert plan.buffers < 30 * BATCH
 
 
+def test_a_claim_alone_reads_what_it_takes(planned: Connection) -> None:
+    plan = explain(
+        planned, claims.CLAIM, owner=UUID(SERVER.format(2)), token=7, queue="q", tasks=["t"],
+        from_rank=0, from_run_at=None, from_seq=0, limit=BATCH,
+    )  # fmt: skip
+    assert plan.indexes("live") == {"live_ready", "Tid Scan"}
+    assert plan.read("live") == 2 * BATCH
+    assert plan.buffers < 30 * BATCH
+
+
 def test_an_exchange_reads_what_it_ends_and_takes(planned: Connection) -> None:
     plan = _exchange(planned, ended=BATCH, limit=BATCH)
     assert plan.indexes("live") == {"live_ready", "live_pkey", "Tid Scan"}
