@@ -21,6 +21,7 @@ import pytest
 from conductor_cli import payloads
 from conductor_cli.context import AsyncContext, Context
 from conductor_cli.errors import PayloadError, TaskDefinitionError
+from tests.support.names import named
 
 CONTEXT = object()
 
@@ -159,7 +160,7 @@ def refusal(function: Callable[..., Any], payload: object) -> str:
         (list[dict[str, list[Decimal]]], [{"a": [Decimal("1.5")]}]),
         (bytes, b"\x00\xff"),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_a_value_comes_back_as_its_annotation_says(annotation: Any, value: Any) -> None:
     def function(value):  # type: ignore[no-untyped-def]
@@ -209,7 +210,7 @@ def test_what_other_json_programs_send_is_converted_too() -> None:
         (tuple[int, str], [1]),
         (Annotated[int, msgspec.Meta(ge=1)], 0),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_a_wrong_value_is_refused_by_the_name_of_its_key(annotation: Any, sent: Any) -> None:
     def function(value):  # type: ignore[no-untyped-def]

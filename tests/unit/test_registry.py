@@ -13,6 +13,7 @@ from conductor_cli.context import AsyncContext, Context
 from conductor_cli.errors import PayloadError, TaskDefinitionError
 from conductor_cli.registry import Cron, Invocation, Task, cron, task
 from conductor_cli.timing import Backoff
+from tests.support.names import named
 
 
 def greet(name: str, times: int = 1) -> str:
@@ -154,7 +155,7 @@ def test_a_lambda_needs_a_name() -> None:
         {"invocable": False},
         {"triggers": (cron("@daily", payload={"name": "x"}),)},
     ],
-    ids=str,
+    ids=named,
 )
 def test_these_options_are_accepted(options: dict[str, Any]) -> None:
     made = task(**options)(greet)
@@ -198,7 +199,7 @@ def test_these_options_are_accepted(options: dict[str, Any]) -> None:
         ({"triggers": ["@daily"]}, "triggers holds '@daily', which is made by neither"),
         ({"triggers": [cron("@daily")] * 2}, "two triggers are named 'daily'"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_a_wrong_option_is_refused_with_its_place(options: dict[str, Any], problem: str) -> None:
     options = {"name": "greet", **options}
