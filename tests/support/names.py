@@ -1,4 +1,4 @@
-"""Names of test cases that are the same in every process, as running tests side by side takes."""
+"""Names of test cases that are the same in every run, so that one can be chosen by its name."""
 
 from __future__ import annotations
 
