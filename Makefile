@@ -34,7 +34,7 @@ run: setup-embedded ## a server with a Postgres of its own and a sample task, in
 	@exec $(BIN)/conductor --config $(SAMPLE) start-server $(ARGS)
 
 test: setup-test ## the whole test suite (ARGS="-k word" to choose)
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m tests $(ARGS)
 
 check: setup-dev ## formatting, lint, types, architecture
 	$(BIN)/ruff format --check .
