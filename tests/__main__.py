@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
-from typing import IO, TYPE_CHECKING, Final
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,19 +26,21 @@ def main(arguments: Sequence[str]) -> int:
     """The exit code is pytest's, of the first part that has one."""
     if arguments:
         return subprocess.call([*PYTEST, *arguments])
-    running = [_start(part) for part in PARTS]
-    codes = []
-    for part, (process, output) in zip(PARTS, running, strict=True):
-        codes.append(process.wait())
-        output.seek(0)
-        print(f"\n=== {' '.join(part)}\n{output.read()}", flush=True)
+    with ThreadPoolExecutor() as pool:
+        codes = list(pool.map(_run, PARTS))
     return next((code for code in codes if code), 0)
 
 
-def _start(part: Sequence[str]) -> tuple[subprocess.Popen[str], IO[str]]:
-    output = tempfile.TemporaryFile("w+")
-    line = [*PYTEST, "-q", "--durations=12", *part]
-    return subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, text=True), output
+def _run(part: Sequence[str]) -> int:
+    done = subprocess.run(
+        [*PYTEST, "-q", "--durations=12", *part],
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    print(f"\n=== {' '.join(part)}\n{done.stdout}", flush=True)
+    return done.returncode
 
 
 if __name__ == "__main__":
