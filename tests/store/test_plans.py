@@ -173,7 +173,7 @@ def test_giving_back_reads_what_it_gives(planned: Connection) -> None:
 def test_promotion_reads_what_is_due(planned: Connection) -> None:
     plan = explain(planned, claims.PROMOTE, queue="q", limit=1000)
     assert plan.indexes("live") == {"live_due", "live_pkey"}
-    assert plan.read("live") <= 2 * 500 + 1
+    assert plan.read("live") <= 3 * 500  # a few more have become due since they were made
     assert plan.buffers < 30 * 500
 
 
