@@ -94,3 +94,10 @@ def test_every_statement_is_accepted_and_its_columns_are_its_row(
 def test_every_statement_says_first_why_it_is_safe(name: str) -> None:
     first = STATEMENTS[name].sql.strip().splitlines()[0].strip()
     assert re.match(r"-- [A-Z].{10}", first), first
+
+
+def test_the_claim_alone_is_the_claim_of_the_exchange() -> None:
+    alone, whole = (STATEMENTS[f"store.claims.{name}"].sql for name in ("CLAIM", "EXCHANGE"))
+    claim = alone[alone.index("claimed as (") : alone.index("rank, run_at, seq, flags")]
+    assert "skip locked" in claim
+    assert claim in whole
