@@ -404,6 +404,7 @@ class Loan:
     def __init__(self, database: Database) -> None:
         self._stack = ExitStack()
         self.connection: Connection = self._stack.enter_context(database.transaction())
+        pooler.plan_as_usual(self.connection)
         self._kind = type(self.connection)
         _become(self.connection, type("Lent", (_Lent, self._kind), {}))
 

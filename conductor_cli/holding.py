@@ -3,8 +3,9 @@
 The books between a worker's threads and its pumps. Threads only take from the inbox and append
 to the outbox, both without a lock; whoever plans an exchange with the database takes one.
 
-How much is claimed ahead follows from the measured rate: enough for ``AHEAD`` seconds, so that
-fast tasks go through in large batches and slow ones are not hoarded.
+How much is claimed ahead follows from the measured rate, and from how long executions take: enough
+for ``AHEAD`` seconds by both, so that fast tasks go through in large batches and slow ones are
+not hoarded.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ BATCH_BYTES: Final = 4 * 1024 * 1024
 SECOND_PUMP: Final = 100  # what makes a second exchange at the same time worth it
 PLACE_HOLDS: Final = 1.0  # seconds for which the lower bound is trusted
 LATE: Final = timedelta(seconds=0.1)  # by which most of what was invoked earlier comes later
+WINDOW: Final = 0.02  # seconds over which the rate is measured
+MEMORY: Final = 1000  # ended executions of which the mean duration is made
 STALLED: Final = 2.0  # seconds after which what nobody starts is given back
 TRUSTING_POLL: Final = 10.0  # the safety net's, while the listener is proven alive
 DOUBT: Final = 15.0  # longer than a statement may take on the server
@@ -132,6 +135,7 @@ class Holding:
         self._look_at = 0.0
         self._next_at: float | None = None
         self._rate, self._measured_at, self._measured = 0.0, time.monotonic(), 0
+        self._busy, self._ended = 0.0, 0  # seconds of the latest executions, and how many they are
         self._doubt_until, self._reconcile_at = 0.0, math.inf
         self._flushed_at = 0.0
         self._stalled = False  # all threads are held by long tasks
@@ -340,7 +344,9 @@ class Holding:
             return 0
         if self._config.fetch_batch_size is not None:
             return self._config.fetch_batch_size
-        return min(MOST_AHEAD, int(self._rate * AHEAD))
+        # Slow ones that happen to end at one moment look like a high rate for that moment.
+        possible = self._config.concurrency * self._ended / max(self._busy, 1e-6)
+        return int(min(MOST_AHEAD, AHEAD * min(self._rate, possible)))
 
     def _poll(self) -> float:
         trusting = TRUSTING_POLL if self._trusts_listener() else 0.0
@@ -356,18 +362,26 @@ class Holding:
             size += len(each.outcome.result) if type(each.outcome) is Completed else 100
             finished.append(each)
         self._drained += len(finished)
-        self._measure(len(finished), now)
-        if any(type(each.outcome) is not HandedBack for each in finished):
-            self._stalled = False
         if finished:
             self._flushed_at = now
+            self._measure(finished, now)
         return finished
 
-    def _measure(self, finished: int, now: float) -> None:
-        self._measured += finished
-        passed = now - self._measured_at
-        if passed >= 0.02:
-            self._rate = (self._rate + self._measured / passed) / 2
+    def _measure(self, finished: Sequence[Finished], now: float) -> None:
+        ran = [each.seconds for each in finished if type(each.outcome) is not HandedBack]
+        if ran:
+            self._stalled = False
+            if self._ended >= MEMORY:
+                self._busy, self._ended = self._busy / 2, self._ended // 2
+            self._busy += sum(ran)
+            self._ended += len(ran)
+        self._measured += len(finished)
+        passed = max(now - self._measured_at, 0.001)
+        if self._version == self._dry:  # it is the pace of what comes in, not of this worker
+            self._measured_at, self._measured = now, 0
+        elif passed >= WINDOW or not self._rate:
+            measured = self._measured / passed
+            self._rate = (self._rate + measured) / 2 if self._rate else measured
             self._measured_at, self._measured = now, 0
 
     def _planned(

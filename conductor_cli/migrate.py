@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import psycopg
 
-from conductor_cli import telemetry
+from conductor_cli import pooler, telemetry
 from conductor_cli.database import Statement, unavailable
 from conductor_cli.errors import ConductorError, SchemaMissing, SchemaTooNew
 
@@ -254,6 +254,7 @@ def _apply_next(conn: Connection, *, breaking: bool) -> list[Migration]:
 def _bound(conn: Connection) -> None:
     """For this transaction. Everybody else waits behind one that waits for a table's lock. And
     the server is to notice when this process is gone, so that the next may begin."""
+    pooler.plan_as_usual(conn)
     conn.execute("set local lock_timeout = '1s'")
     with suppress(psycopg.errors.InvalidParameterValue), conn.transaction():  # not on every system
         conn.execute("set local client_connection_check_interval = '2s'")

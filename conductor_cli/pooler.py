@@ -28,6 +28,10 @@ LOCK_TIMEOUT: Final = "10s"
 IDLE_TIMEOUT: Final = "60s"
 ROUNDS: Final = 8
 
+# A plan is kept until the table is analyzed again; one made while there was nothing reads the whole
+# table, and after a burst for every batch: so none of ours may (and jit would compile those that
+# have to, small as their tables are). See docs/architecture.md.
+
 # Does nothing and has no row where the process that answers is not the one that greeted us: a
 # pooler makes up the number it greets with.
 _BOUND_SESSION: Final = """
@@ -35,16 +39,21 @@ select set_config('statement_timeout', %(statement)s, false),
        set_config('lock_timeout', %(lock)s, false),
        set_config('idle_in_transaction_session_timeout', %(idle)s, false),
        set_config('default_transaction_isolation', 'read committed', false),
-       set_config('timezone', 'UTC', false)
+       set_config('timezone', 'UTC', false),
+       set_config('enable_seqscan', 'off', false),
+       set_config('jit', 'off', false)
 where %(trusted)s or pg_backend_pid() = %(greeted)s
 """
 
 _BOUND_TRANSACTION: Final = """
 select set_config('statement_timeout', %(statement)s, true),
        set_config('lock_timeout', %(lock)s, true),
-       set_config('idle_in_transaction_session_timeout', %(idle)s, true)
+       set_config('idle_in_transaction_session_timeout', %(idle)s, true),
+       set_config('enable_seqscan', 'off', true),
+       set_config('jit', 'off', true)
 """
 
+_PLANS_AS_USUAL: Final = "set local enable_seqscan to default; set local jit to default"
 _PID: Final = "select pg_backend_pid()"
 _BEGIN: Final = "begin isolation level read committed"
 _DIRECTLY: Final[AbstractContextManager[None]] = nullcontext()
@@ -82,6 +91,11 @@ class Bounded(Impatient):
             if not (self.closed or self.broken):
                 self.rollback()
             raise
+
+
+def plan_as_usual(conn: psycopg.Connection[Any]) -> None:
+    """Until the end of its transaction: for statements that are not ours."""
+    conn.execute(_PLANS_AS_USUAL, prepare=False)
 
 
 def limited(conn: psycopg.Connection[Any]) -> AbstractContextManager[None]:

@@ -56,7 +56,8 @@ EXCHANGE: Final = Statement(
     -- waited for no longer than lock_timeout: the caller then leaves it out (see LOCKED). One
     -- whose end concerns more than itself is left for FINISH, whatever the worker knew of it.
     -- (state::text: statistics that know of no running rows would have all of them read by
-    -- live_owner. ctid: nobody moves a row that this statement has locked.)
+    -- live_owner. any (array[...]): see docs/architecture.md, as wherever it stands. ctid: nobody
+    -- moves a row that this statement has locked.)
     with outcome as materialized (
         -- Arrays may be shorter than that of the ids: most batches are of completed ones only,
         -- without errors, many without results.
@@ -67,7 +68,8 @@ EXCHANGE: Final = Statement(
             set_config('lock_timeout', '100ms', true)
     ), gone as (
         delete from conductor.live l using outcome o
-        where l.id = o.id and l.token = o.token and l.state::text = 'x' and l.flags & ~9 = 0
+        where l.id = any (array[o.id]) and l.token = o.token and l.state::text = 'x'
+          and l.flags & ~9 = 0
         returning l.*, o.state as ending, o.result, o.error as reason, o.keep
     ), kept as (
         insert into conductor.history (
@@ -241,7 +243,8 @@ LOCKED: Final = Statement(
     with running as materialized (
         select l.id
         from unnest(%(ids)s::uuid[], %(tokens)s::bigint[]) as o (id, token)
-        join conductor.live l on l.id = o.id and l.token = o.token and l.state::text = 'x'
+        join conductor.live l
+            on l.id = any (array[o.id]) and l.token = o.token and l.state::text = 'x'
     ), free as materialized (
         select l.id from conductor.live l
         where l.id = any (array(select id from running))
@@ -270,9 +273,9 @@ REQUEUE: Final = Statement(
     ), held as materialized (
         select l.id, l.attempt, l.started_at, o.delay, o.failures, o.attempts, o.error
         from outcome o
-        join conductor.live l on l.id = o.id and l.token = o.token and l.state::text = 'x'
-            and l.flags & 1 = 0
-        order by l.id
+        join conductor.live l on l.id = any (array[o.id]) and l.token = o.token
+            and l.state::text = 'x' and l.flags & 1 = 0
+        order by o.id
         for update of l skip locked
     ), given as (
         update conductor.live l set
@@ -283,7 +286,7 @@ REQUEUE: Final = Statement(
             attempt = l.attempt + h.attempts,
             error = coalesce(h.error::json, l.error),
             flags = l.flags & ~(32 | 64) | case when h.attempts = 0 then 16 else 0 end
-        from held h where l.id = h.id
+        from held h where l.id = any (array[h.id])
         returning l.id, l.queue, l.rank, l.state, l.run_at
     ), logged as (
         insert into conductor.attempts (
@@ -345,11 +348,11 @@ INSPECT: Final = Statement(
         when l.token = o.token and l.state = 'x' and l.flags & ~9 <> 0 then 'flagged'
         when l.token = o.token and l.state = 'x' then 'locked'
         when l.token = o.token then 'recorded'
-        when exists (select from conductor.history h where h.id = o.id and h.token = o.token)
+        when 0 < (select count(*) from conductor.history h where h.id = o.id and h.token = o.token)
             then 'recorded'
         else 'stale' end as verdict
     from unnest(%(ids)s::uuid[], %(tokens)s::bigint[]) as o (id, token)
-    left join conductor.live l on l.id = o.id
+    left join conductor.live l on l.id = any (array[o.id])
     """,
 )
 
@@ -413,12 +416,12 @@ RECONCILE: Final = Statement(
         select id, flags from conductor.live
         where owner = %(owner)s and state = 'x' and queue = %(queue)s
           and not (token = any (%(tokens)s))
-        order by id
+        order by array[id]
         for update skip locked
     ), back as (
         update conductor.live l set
             state = 'r', run_at = conductor.now(), owner = null, attempt = l.attempt - 1
-        from lost where l.id = lost.id and lost.flags & 1 = 0
+        from lost where l.id = any (array[lost.id]) and lost.flags & 1 = 0
     )
     select (select count(*) from lost)::int
         + 0 * conductor.archive(array(select id from lost where flags & 1 <> 0), 'k', null)

@@ -40,22 +40,23 @@ FINISH: Final = Statement(
                     %(results)s::text[], %(errors)s::text[], %(keeps)s::float8[])
             as o (id, token, state, result, error, keep)
     ), awaiting as materialized (
-        select g.child_id, l.id
-        from conductor.ledger g join conductor.live l on l.id = g.execution_id
-        where g.child_id = any (%(ids)s::uuid[]) and g.state = 'p'
+        select child_id, execution_id as id from conductor.ledger g
+        where child_id = any (%(ids)s::uuid[]) and state = 'p'
+          and (select true from conductor.live where id = g.execution_id)
     ), told as materialized (
-        select id from conductor.live where id in (select id from awaiting)
+        select id from conductor.live where id = any (array(select id from awaiting))
         order by id
         for update skip locked
     ), held as materialized (
         select l.id, l.flags & 1 <> 0 as cancelled, o.state, o.result, l.error as reason, o.error,
             o.keep
         from outcome o
-        join conductor.live l on l.id = o.id and l.token = o.token and l.state::text = 'x'
+        join conductor.live l
+            on l.id = any (array[o.id]) and l.token = o.token and l.state::text = 'x'
         where not exists (
             select from awaiting a
             where a.child_id = o.id and a.id not in (select id from told))
-        order by l.id
+        order by o.id
         for update of l skip locked
     ), concluded as materialized (
         select conductor.conclude(
@@ -83,8 +84,8 @@ COMPLETE: Final = Statement(
     -- FINISH takes them. One that is to be cancelled is not touched.
     with told as materialized (
         select id from conductor.live
-        where id in (
-            select execution_id from conductor.ledger where child_id = %(id)s and state = 'p')
+        where id = any (array(
+            select execution_id from conductor.ledger where child_id = %(id)s and state = 'p'))
         order by id
         for update
     ), held as materialized (
@@ -123,9 +124,9 @@ SUSPEND: Final = Statement(
                  when o.park = 'w' then 'w' else 's' end as state,
             o.until
         from outcome o
-        join conductor.live l on l.id = o.id and l.token = o.token and l.state::text = 'x'
-            and l.flags & 1 = 0
-        order by l.id
+        join conductor.live l on l.id = any (array[o.id]) and l.token = o.token
+            and l.state::text = 'x' and l.flags & 1 = 0
+        order by o.id
         for update of l skip locked
     ), left_thread as (
         update conductor.live l set
@@ -134,7 +135,7 @@ SUSPEND: Final = Statement(
             owner = null,
             flags = l.flags & ~(32 | 64) | 16
                 | case h.park when 'z' then 32 when 'r' then 64 else 0 end
-        from held h where l.id = h.id
+        from held h where l.id = any (array[h.id])
         returning l.id, l.queue, l.rank, l.state, l.run_at
     ), logged as (
         insert into conductor.attempts (execution_id, started_at, ended_at, attempt, kind, name)

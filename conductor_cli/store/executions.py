@@ -94,7 +94,7 @@ RETRY: Final = Statement(
     -- One statement: of two at once the second finds nothing to delete.
     with gone as (
         delete from conductor.history
-        where id = %(id)s and state in ('f', 'k') and expires_at > conductor.now()
+        where id = %(id)s and state::text in ('f', 'k') and expires_at > conductor.now()
         returning *
     ), kept as (
         select e.* from gone, json_to_recordset(case when not %(restart)s::bool
@@ -129,8 +129,8 @@ RETRY: Final = Statement(
             dedupe_key, group_key, payload, metadata, event, error)
         select id, parent_id, conductor.now(), created_at, timeout, attempt, rank,
             16 + case when exists (select from kept) then 2 else 0 end, 'r', queue,
-            task, case when %(keyed)s::bool and not exists (
-                select from conductor.live l where l.task = gone.task
+            task, case when %(keyed)s::bool and 0 = (
+                select count(*) from conductor.live l where l.task = gone.task
                   and l.queue = gone.queue and l.dedupe_key = gone.dedupe_key
             ) then dedupe_key end,
             group_key, payload, metadata, event, error
@@ -180,7 +180,7 @@ MARK: Final = Statement(
         order by l.id
         for no key update of l skip locked
     ), marked as (
-        update conductor.live l set flags = l.flags | 8 from asked a where l.id = a.id
+        update conductor.live l set flags = l.flags | 8 from asked a where l.id = any (array[a.id])
         returning l.id, l.queue, l.rank, l.state
     ), told as materialized (
         select conductor.notify_queue(queue, min(rank), null) from marked

@@ -58,12 +58,12 @@ LEAVE: Final = Statement(
     with held as materialized (
         select id from conductor.live
         where owner = %(id)s and state = 'x' and flags & 1 = 0
-        order by id
+        order by array[id]
         for update skip locked
     ), returned as (
         update conductor.live l set
             state = 'r', run_at = conductor.now(), owner = null, attempt = l.attempt - 1
-        from held h where l.id = h.id
+        from held h where l.id = any (array[h.id])
         returning l.queue, l.rank
     ), told as materialized (
         select conductor.notify_queue(queue, min(rank), null) from returned group by queue
@@ -239,7 +239,7 @@ RESCUE: Final = Statement(
             then l.owner in (select id from dead)
                 or not exists (select from conductor.orchestrators o where o.id = l.owner)
             else l.owner = %(fallen)s end
-        order by l.id
+        order by array[l.id]
         for update of l skip locked
     ), charged as materialized (
         select id, queue, flags, started_at, attempt, charge,
@@ -254,7 +254,7 @@ RESCUE: Final = Statement(
         update conductor.live l set
             crashes = l.crashes + h.charge, owner = null, token = null,
             state = 'r', run_at = conductor.now(), flags = l.flags | 16
-        from charged h where l.id = h.id and h.flags & 1 = 0 and not h.too_often
+        from charged h where l.id = any (array[h.id]) and h.flags & 1 = 0 and not h.too_often
         returning l.queue, l.rank
     ), logged as (
         insert into conductor.attempts (execution_id, started_at, ended_at, attempt, kind)

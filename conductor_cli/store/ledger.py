@@ -66,7 +66,7 @@ LOAD: Final = Statement(
         coalesce(g.until <= conductor.now(), false) as due, g.child_id, g.about, g.part_of,
         g.remaining, g.failures, g.branch, g.value::text, g.error::text
     from conductor.live l left join conductor.ledger g on g.execution_id = l.id
-    where l.id = %(id)s and l.token = %(token)s and l.state = 'x'
+    where l.id = %(id)s and l.token = %(token)s and l.state::text = 'x'
     order by g.seq
     """,
 )
@@ -375,7 +375,8 @@ GIVE_UP: Final = Statement(
     )
     update conductor.ledger g set state = 't', ended_at = conductor.now()
     from held h
-    where g.execution_id = h.id and (g.name = %(name)s or g.part_of = %(name)s) and g.state = 'p'
+    where g.execution_id = any (array[h.id]) and g.state = 'p'
+      and (g.name = %(name)s or g.part_of = %(name)s)
     returning g.name
     """,
 )

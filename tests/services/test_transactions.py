@@ -55,6 +55,27 @@ def test_the_writes_of_a_task_come_with_its_completion(conductor: Conductor, sta
     assert (seen, paid(conductor)) == ([[], []], [2])
 
 
+def test_the_statements_of_a_task_are_planned_as_everywhere(
+    conductor: Conductor, start: Any
+) -> None:
+    seen = []
+
+    @task
+    def work(ctx: Context) -> None:
+        row = ctx.transaction().execute(
+            "select current_setting('enable_seqscan'), current_setting('jit') = reset_val"
+            " from pg_settings where name = 'jit'"
+        )
+        seen.append(row.fetchone())
+
+    start(work)
+    conductor.wait(conductor.invoke(work), timeout=10)
+    assert seen == [("on", True)]
+    with conductor.database.connection() as conn:
+        mine = conn.execute("select current_setting('enable_seqscan'), current_setting('jit')")
+        assert mine.fetchone() == ("off", "off")
+
+
 def test_they_count_for_a_drain_and_wake_a_parent(make: Any, conductor: Conductor) -> None:
     @task(retain_completed=0)
     def child(ctx: Context) -> int:

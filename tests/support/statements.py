@@ -76,6 +76,15 @@ class Plan:
             for n in self.scans(relation)
         )  # fmt: skip
 
+    def whole(self, relation: str) -> set[str]:
+        """How it is read from end to end, or an index of it is."""
+        return {
+            node.get("Index Name", node["Node Type"])
+            for node in self.scans(relation)
+            if node["Node Type"] in ("Seq Scan", "Index Scan", "Index Only Scan")
+            and "Index Cond" not in node
+        }
+
     @property
     def buffers(self) -> int:
         return int(self._root["Shared Hit Blocks"] + self._root["Shared Read Blocks"])
