@@ -9,11 +9,13 @@ silent for longer than its statement may take is given up (see ``connections``).
 from __future__ import annotations
 
 import os
+import re
 import select
 import threading
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Generic, LiteralString, TypeVar
 
 import psycopg
@@ -87,6 +89,10 @@ class Statement(Generic[R]):
 
     def run(self, conn: Connection, /, **parameters: Any) -> None:
         """Run one that has no rows."""
+        if pooler.is_own_session(conn) and conn.can_perform:
+            names, text = _numbered(self.sql)
+            conn.perform(text, [str(parameters[name]) for name in names])
+            return
         with conn.cursor() as cursor, pooler.limited(conn):
             cursor.execute(self.sql, parameters, prepare=pooler.prepares(conn))
 
@@ -236,24 +242,15 @@ class Database:
         with self.connection(patience) as conn, conn.transaction():
             yield conn
 
-    @contextmanager
-    def connection(self, patience: float = PATIENCE) -> Iterator[Connection]:
+    def connection(self, patience: float = PATIENCE) -> AbstractContextManager[Connection]:
         """A pooled connection; each statement outside ``conn.transaction()`` commits itself.
 
         ``patience``: seconds to wait for one, also while Postgres restarts. Raises
         DatabaseUnavailable.
         """
-        pool = self._pool()
-        conn = self._taken(pool, patience)
-        try:
-            if self._given is None:  # its connections commit by themselves
-                yield conn
-            else:
-                with conn:  # commits what has not been; does not close it
-                    self._adopt(conn)
-                    yield conn
-        finally:
-            pool.putconn(conn)
+        if self._given is None:  # its connections commit by themselves
+            return _Pooled(self, patience)
+        return self._adopted(self._given, patience)
 
     def retrying(self, work: Callable[[Connection], R]) -> R:
         """Run ``work``; once more if its connection turns out to be dead.
@@ -347,6 +344,16 @@ class Database:
         if pool is not None:
             pool.close()
 
+    @contextmanager
+    def _adopted(self, pool: ConnectionPool[Any], patience: float) -> Iterator[Connection]:
+        conn = self._taken(pool, patience)
+        try:
+            with conn:  # commits what has not been; does not close it
+                self._adopt(conn)
+                yield conn
+        finally:
+            pool.putconn(conn)
+
     def _taken(self, pool: ConnectionPool[Any], patience: float) -> Connection:
         try:
             conn: Connection = pool.getconn(timeout=patience)
@@ -396,6 +403,23 @@ class Database:
             self._found = not pooler.is_direct(conn)
         if self._found:
             conn.prepare_threshold = None
+
+
+class _Pooled:
+    """Lends a pooled connection. Not made by ``contextmanager``: every enqueue goes through it."""
+
+    __slots__ = ("_conn", "_database", "_patience", "_pool")
+
+    def __init__(self, database: Database, patience: float) -> None:
+        self._database, self._patience = database, patience
+
+    def __enter__(self) -> Connection:
+        self._pool = self._database._pool()
+        self._conn = self._database._taken(self._pool, self._patience)
+        return self._conn
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._pool.putconn(self._conn)
 
 
 class Loan:
@@ -553,6 +577,16 @@ def _try_anew(pool: ConnectionPool[Any]) -> None:
     another. So it gives up soon, and here goes on if anybody waits."""
     if pool.get_stats().get("requests_waiting"):
         pool.check()
+
+
+@cache
+def _numbered(text: str) -> tuple[tuple[str, ...], str]:
+    """The names of a statement's parameters, and the statement as Postgres numbers them."""
+    names = tuple(dict.fromkeys(_PARAMETER.findall(text)))
+    return names, _PARAMETER.sub(lambda found: f"${names.index(found[1]) + 1}", text)
+
+
+_PARAMETER: Final = re.compile(r"%\((\w+)\)s")
 
 
 def _factory(row: type[R] | None) -> RowFactory[R]:

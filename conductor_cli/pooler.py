@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import psycopg
 from psycopg import IsolationLevel
@@ -103,6 +103,11 @@ def limited(conn: psycopg.Connection[Any]) -> AbstractContextManager[None]:
     if isinstance(conn, Bounded) and conn.limits is not None and _is_idle(conn):
         return conn.alone()
     return _DIRECTLY
+
+
+def is_own_session(conn: psycopg.Connection[Any]) -> TypeGuard[Bounded]:
+    """Whether what is prepared there stays, and is nobody else's."""
+    return isinstance(conn, Bounded) and conn.limits is None
 
 
 def prepares(conn: psycopg.Connection[Any]) -> bool | None:

@@ -12,7 +12,7 @@ import pytest
 
 from conductor_cli import connections, database
 from conductor_cli.connections import Robbed, Silent
-from conductor_cli.database import Database, is_transient
+from conductor_cli.database import Database, Statement, is_transient
 from conductor_cli.errors import DatabaseUnavailable
 from tests.support.proxy import Proxy, between
 
@@ -20,6 +20,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from conductor_cli.database import Connection
+
+
+KEEP: Statement[None] = Statement(row=None, sql="insert into kept values (%(text)s)")
+
+
+@pytest.fixture(autouse=True)
+def _table(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("create table kept (text text check (text <> 'bad'))")
+
+
+def kept(database: Database) -> list[str]:
+    with database.connection() as conn:
+        return [text for (text,) in conn.execute("select text from kept order by text")]
 
 
 @pytest.fixture
@@ -61,7 +75,28 @@ def _pipelined(conn: Connection, stall: Callable[[], None]) -> None:
             conn.execute("select 1")
 
 
-@pytest.mark.parametrize("call", [_plain, _in_a_transaction, _at_its_end, _pipelined])
+def _performed(conn: Connection, stall: Callable[[], None]) -> None:
+    KEEP.run(conn, text="before")
+    stall()
+    KEEP.run(conn, text="after")
+
+
+def _performed_for_the_first_time(conn: Connection, stall: Callable[[], None]) -> None:
+    stall()
+    KEEP.run(conn, text="after")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        _plain,
+        _in_a_transaction,
+        _at_its_end,
+        _pipelined,
+        _performed,
+        _performed_for_the_first_time,
+    ],
+)
 def test_a_call_that_hears_nothing_ends_and_closes_its_connection(
     through: Database, proxy: Proxy, call: Callable[[Connection, Callable[[], None]], None]
 ) -> None:
@@ -73,6 +108,45 @@ def test_a_call_that_hears_nothing_ends_and_closes_its_connection(
     assert isinstance(raised.value, Silent)
     assert is_transient(raised.value)
     assert conn.closed
+
+
+def test_what_is_performed_is_done_at_once_or_with_its_transaction(through: Database) -> None:
+    with through.connect("test") as conn:
+        KEEP.run(conn, text="alone")
+        with conn.transaction(force_rollback=True):
+            KEEP.run(conn, text="undone")
+        with conn.transaction(), conn.pipeline():
+            KEEP.run(conn, text="piped")
+            KEEP.run(conn, text="pipe2")
+    assert kept(through) == ["alone", "pipe2", "piped"]
+
+
+@pytest.mark.parametrize("length", [1 << 20, 50 << 20])
+def test_what_is_performed_may_be_large(through: Database, length: int) -> None:
+    with through.connect("test") as conn:
+        KEEP.run(conn, text="x" * length)
+    assert [len(text) for text in kept(through)] == [length]
+
+
+def test_a_statement_that_fails_leaves_its_connection_as_it_was(through: Database) -> None:
+    with through.connect("test") as conn:
+        with pytest.raises(psycopg.errors.CheckViolation, match="kept_text_check") as refused:
+            KEEP.run(conn, text="bad")
+        assert refused.value.diag.constraint_name == "kept_text_check"
+        with pytest.raises(psycopg.DataError):
+            KEEP.run(conn, text="nul\0")
+        KEEP.run(conn, text="good")
+    assert kept(through) == ["good"]
+
+
+def test_what_is_performed_on_a_session_that_is_ended_is_transient(through: Database) -> None:
+    with through.connect("test") as conn, through.connect("other") as other:
+        KEEP.run(conn, text="before")
+        other.execute("select pg_terminate_backend(%s, 5000)", [conn.session])
+        with pytest.raises(psycopg.OperationalError) as raised:
+            KEEP.run(conn, text="after")
+        assert is_transient(raised.value)
+        assert conn.broken
 
 
 def test_a_reply_that_keeps_coming_may_take_as_long_as_it_likes(through: Database) -> None:
