@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from conductor_cli.store.claims import Promoted
 
 AHEAD: Final = 0.2  # seconds of work to hold
-MOST_AHEAD: Final = 2000
-BATCH: Final = 500
+MOST_AHEAD: Final = 4000
+BATCH: Final = 1000
 BATCH_BYTES: Final = 4 * 1024 * 1024
 SECOND_PUMP: Final = 100  # what makes a second exchange at the same time worth it
 PLACE_HOLDS: Final = 1.0  # seconds for which the lower bound is trusted

@@ -125,11 +125,6 @@ class Row(NamedTuple):
         return (self.task, self.queue, self.rank) if self.options is PLAIN else None
 
     @property
-    def plain(self) -> str:
-        """An element of the array that the plain way in takes."""
-        return f'["{self.id.int:032x}",{self.payload}]'
-
-    @property
     def full(self) -> str:
         """An element of the array that ``conductor.enqueue`` takes."""
         rest = "" if self.options is PLAIN else _rest(self.options)

@@ -79,7 +79,9 @@ def _ids(rows: Sequence[Row], met: Rows) -> Ids:
 def _send_one(conn: Connection, row: Row) -> UUID:
     if (kind := row.kind) is not None:
         task, queue, rank = kind
-        executions.enqueue_plain(conn, f"[{row.plain}]", task=task, queue=queue, rank=rank)
+        executions.enqueue_plain(
+            conn, (row.id,), (row.payload,), task=task, queue=queue, rank=rank
+        )
         return row.id
     met = executions.enqueue(conn, array((row.full,)), recheck=row.options.id is not None)
     return ids((row,), {m.asked: m.met for m in met})[0]
@@ -117,8 +119,9 @@ def _send_portion(conn: Connection, rows: Sequence[Row], *, again: bool) -> dict
     kind = kinds.pop() if len(kinds) == 1 and not again else None
     if kind is not None:
         task, queue, rank = kind
-        plain = array(row.plain for row in rows)
-        executions.enqueue_plain(conn, plain, task=task, queue=queue, rank=rank)
+        executions.enqueue_plain(
+            conn, [r.id for r in rows], [r.payload for r in rows], task=task, queue=queue, rank=rank
+        )
         return {}
     chosen = any(row.options.id is not None for row in rows)
     met = executions.enqueue(conn, array(row.full for row in rows), recheck=again or chosen)

@@ -261,7 +261,7 @@ class Client:
         if again or spec.keys() & {"run_at", "dedupe_key"}:
             return executions.enqueue(conn, json.dumps([spec]), recheck=again)
         executions.enqueue_plain(
-            conn, json.dumps([[spec["id"], {}]]),
+            conn, [id], ["{}"],
             task=spec["task"], queue=QUEUE, rank=spec["rank"],
         )  # fmt: skip
         return []
