@@ -319,8 +319,10 @@ class JobCoordinator:
             leadership.hear(beaten)
         if rescuer is not None and beaten.may_judge and (pulse.look_in or 1.0) <= 0:
             rescuer.judge()
-        for worker in workers if pulse.cancelled else ():
-            worker.abort(set(pulse.cancelled), Abort.CANCELLED)
+        for worker in workers:
+            worker.holding.servers = pulse.servers
+            if pulse.cancelled:
+                worker.abort(set(pulse.cancelled), Abort.CANCELLED)
 
     def _handle(self, payload: str) -> None:
         """One notification; what is not understood is a newer version's."""

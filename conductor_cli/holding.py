@@ -37,6 +37,7 @@ AHEAD: Final = 0.2  # seconds of work to hold
 MOST_AHEAD: Final = 4000
 BATCH: Final = 1000
 BATCH_BYTES: Final = 4 * 1024 * 1024
+CROWD: Final = 3  # servers of a queue from which on each has one claim at a time on its way
 SECOND_PUMP: Final = 100  # what makes a second exchange at the same time worth it
 PLACE_HOLDS: Final = 1.0  # seconds for which the lower bound is trusted
 LATE: Final = timedelta(seconds=0.1)  # by which most of what was invoked earlier comes later
@@ -113,6 +114,7 @@ class Holding:
         self.inbox: SimpleQueue[Claimed | None] = SimpleQueue()
         self.last_start = time.monotonic()
         self.wakers: list[Callable[[], None]] = []
+        self.servers = 1  # that share its queue, as far as is known
         self._config = config
         self._trusts_listener = trusts_listener
         self._is_suspect = is_suspect
@@ -331,6 +333,8 @@ class Holding:
     def _limit(self, look: bool) -> int:
         if not self._claiming or (self._version == self._dry and not look):
             return 0
+        if self._in_flight and self.servers >= CROWD:
+            return 0  # claims at the same time walk over each other's rows; theirs are enough
         slots, held = self._config.concurrency, self._taken - self._drained
         target = slots + self._ahead()
         in_hand = held - len(self._outbox) - len(self._locked_out) + self._reserved

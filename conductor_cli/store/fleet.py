@@ -91,7 +91,8 @@ class Pulse:
     term this server leads, None when it does not lead. ``look_in``: when the next server or
     the lease would expire. ``now``: seconds since 1970 by the clock that decides; ``clock``: by
     the machine's. ``cancelled``: what it runs and should stop running. ``breaking``: the last
-    migration of the schema that programs must know to work on it.
+    migration of the schema that programs must know to work on it. ``servers``: how many have a
+    queue in common with it, itself included.
     """
 
     known: bool
@@ -101,6 +102,7 @@ class Pulse:
     clock: float
     cancelled: list[UUID]
     breaking: int | None
+    servers: int
 
 
 BEAT: Final = Statement(
@@ -143,7 +145,10 @@ BEAT: Final = Statement(
         extract(epoch from clock_timestamp())::float8 as clock,
         array(select id from conductor.live
               where owner = %(id)s and state = 'x' and flags & 1 <> 0) as cancelled,
-        (select max(version) from conductor.migrations where breaking) as breaking
+        (select max(version) from conductor.migrations where breaking) as breaking,
+        (select count(*)::int from conductor.orchestrators o
+         where not stopping and queues && (
+             select me.queues from conductor.orchestrators me where me.id = %(id)s)) as servers
     from (select pg_notify('conductor_' || replace(%(id)s::text, '-', ''), 'ping')) ping
     """,
 )

@@ -112,6 +112,23 @@ def test_a_beat_keeps_a_server_alive_and_tells_that_it_stops(
     assert (row.version, row.hostname, row.pid, row.queues) == ("1", "h", 1, ["q"])
 
 
+def test_a_beat_tells_how_many_share_a_queue(conn: Connection) -> None:
+    def joined(*queues: str) -> UUID:
+        id = uuid4()
+        fleet.join(conn, id, timeout=15, version="1", hostname="h", pid=1, queues=queues)
+        return id
+
+    mine = joined("q", "p")
+    assert beat(conn, mine).servers == 1
+    joined("elsewhere")
+    joined("p")
+    third = joined("r", "q")
+    assert beat(conn, mine).servers == 3
+    beat(conn, third, stopping=True)
+    assert beat(conn, mine).servers == 2
+    assert beat(conn, uuid4()).servers == 0
+
+
 def test_a_beat_tells_the_machines_time(conn: Connection, clock: Clock) -> None:
     clock.stop(MOMENT)
     told = beat(conn, join(conn)).clock
