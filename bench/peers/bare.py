@@ -143,7 +143,14 @@ class _Worker:
                     pass
 
     def _finish_and_claim(self, done: list[int]) -> list[Row]:
-        return self._conn.execute(FINISH_AND_CLAIM, {"done": done, "n": self._batch}).fetchall()
+        from psycopg.errors import DeadlockDetected
+
+        given = {"done": done, "n": self._batch}
+        while True:
+            try:
+                return self._conn.execute(FINISH_AND_CLAIM, given).fetchall()
+            except DeadlockDetected:  # several of these on one database: nothing has been done
+                continue
 
     def _place(self, row: Row) -> None:
         number, task, payload = row
