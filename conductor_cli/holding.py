@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 AHEAD: Final = 0.2  # seconds of work to hold
 MOST_AHEAD: Final = 4000
+BYTES_AHEAD: Final = 64 * 1024 * 1024  # of payloads, by the size of the last that came
 BATCH: Final = 1000
 BATCH_BYTES: Final = 4 * 1024 * 1024
 CROWD: Final = 3  # servers of a queue from which on each has one claim at a time on its way
@@ -138,6 +139,7 @@ class Holding:
         self._next_at: float | None = None
         self._rate, self._measured_at, self._measured = 0.0, time.monotonic(), 0
         self._busy, self._ended = 0.0, 0  # seconds of the latest executions, and how many they are
+        self._size = 0.0  # of a payload, in bytes, of the last claim
         self._doubt_until, self._reconcile_at = 0.0, math.inf
         self._flushed_at = 0.0
         self._stalled = False  # all threads are held by long tasks
@@ -231,6 +233,7 @@ class Holding:
             self._in_flight.discard(plan.token)
             if claimed:
                 self._tokens[plan.token] = len(claimed)
+                self._size = sum([len(each.payload) for each in claimed]) / len(claimed)
             if plan.limit:
                 self._remember_place(plan, claimed)
             self._settle(plan.finished)
@@ -350,7 +353,8 @@ class Holding:
             return self._config.fetch_batch_size
         # Slow ones that happen to end at one moment look like a high rate for that moment.
         possible = self._config.concurrency * self._ended / max(self._busy, 1e-6)
-        return int(min(MOST_AHEAD, AHEAD * min(self._rate, possible)))
+        most = min(MOST_AHEAD, BYTES_AHEAD / max(self._size, 1.0))
+        return int(min(most, AHEAD * min(self._rate, possible)))
 
     def _poll(self) -> float:
         trusting = TRUSTING_POLL if self._trusts_listener() else 0.0

@@ -39,19 +39,19 @@ def held(clock: Clock) -> Holding:
     return made
 
 
-def claimed(plan: Plan, first: int) -> list[Claimed]:
+def claimed(plan: Plan, first: int, payload: str = "{}") -> list[Claimed]:
     return [
         Claimed(
-            UUID(int=n), plan.token, "t", "{}", 1, 0, 0, None, None, None, 0, MOMENT, n, 0
+            UUID(int=n), plan.token, "t", payload, 1, 0, 0, None, None, None, 0, MOMENT, n, 0
         )
         for n in range(first, first + plan.limit)
     ]  # fmt: skip
 
 
-def exchange(held: Holding, *, again: bool = True) -> Plan:
+def exchange(held: Holding, *, again: bool = True, payload: str = "{}") -> Plan:
     plan = held.plan(again)
     assert plan is not None
-    held.received(plan, claimed(plan, held._taken))
+    held.received(plan, claimed(plan, held._taken, payload))
     return plan
 
 
@@ -76,6 +76,14 @@ def test_the_first_that_end_tell_how_many_may_be_held(held: Holding, clock: Cloc
     for limit in (10, BATCH):
         run(held, 0.0001, clock)
         assert exchange(held).limit == limit
+
+
+def test_large_payloads_are_not_hoarded(held: Holding, clock: Clock) -> None:
+    large = "x" * (1 << 20)
+    exchange(held, again=False, payload=large)
+    for _ in range(20):
+        run(held, 0.0001, clock)
+        assert exchange(held, payload=large).limit <= 64 + 10
 
 
 @pytest.mark.parametrize(("seconds", "most"), [(0.01, 210), (0.1, 30), (1.0, 12), (60.0, 10)])
