@@ -22,15 +22,16 @@ SEEDS: Final = 1000
 DEFECTS: Final = {
     "results are taken whatever their token": (
         claims, "EXCHANGE",
-        "where l.id = o.id and l.token = o.token and l.state::text = 'x' and l.flags & ~9 = 0",
-        "where l.id = o.id",
+        "and l.token = o.token and l.state::text = 'x'\n          and l.flags & ~9 = 0",
+        "",
     ),
     "an end overlooks a cancel": (
         claims, "EXCHANGE", "case when flags & 1 <> 0 then 'k' else ending end", "ending",
     ),
     "a claim is not counted": (claims, "CLAIM", "attempt = attempt + 1", "attempt = attempt"),
     "claims are given back whatever their token": (
-        claims, "REQUEUE", "and l.token = o.token and l.state::text = 'x'", "",
+        claims, "REQUEUE",
+        "and l.token = o.token\n            and l.state::text = 'x'", "",
     ),
     "what is to be cancelled is given back": (claims, "REQUEUE", "and l.flags & 1 = 0", ""),
     "a late end counts as recorded": (claims, "INSPECT", "and h.token = o.token", ""),
