@@ -83,12 +83,11 @@ class JobCoordinator:
         self._gauges = ExitStack()
 
     def start(self) -> None:
-        """Register, beat, work, listen, stand for election; returns when all are up."""
+        """Beat, register, work, listen, stand for election; returns when all are up."""
         with self._lock:
             if self._parts is not None:
                 return
             self._hurry.clear()
-            self._register()
             parts = self._assemble()
             try:
                 self._start(parts)
@@ -175,7 +174,7 @@ class JobCoordinator:
             interval=self._settings.heartbeat_interval,
             timeout=self._settings.heartbeat_timeout,
             stand=leadership.stand if leadership else (lambda: (False, None)),
-            hear=partial(self._hear, leadership, rescuer, workers),
+            hear=partial(self._hear, leadership, rescuer, dispatcher, workers),
             on_dead=partial(_abort_all, workers),
             on_death=self._on_death,
         )  # fmt: skip
@@ -259,6 +258,8 @@ class JobCoordinator:
 
     def _start(self, parts: _Parts) -> None:
         parts.heartbeat.start()
+        # In the fleet first: what nobody alive has defined, an older server takes back.
+        self._register()
         for worker in parts.workers:
             worker.start()
         for service in (
@@ -311,6 +312,7 @@ class JobCoordinator:
         self,
         leadership: Leadership | None,
         rescuer: Rescuer | None,
+        dispatcher: Dispatcher | None,
         workers: Sequence[JobWorker],
         beaten: Beaten,
     ) -> None:
@@ -319,6 +321,8 @@ class JobCoordinator:
             leadership.hear(beaten)
         if rescuer is not None and beaten.may_judge and (pulse.look_in or 1.0) <= 0:
             rescuer.judge()
+        if dispatcher is not None and pulse.emitted:
+            dispatcher.wake()
         for worker in workers:
             worker.holding.servers = pulse.servers
             if pulse.cancelled:

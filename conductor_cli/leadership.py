@@ -119,7 +119,7 @@ class Leadership(PeriodicService):
 
     def _resign(self, term: int) -> None:
         try:
-            with self._database.transaction(RESIGN_PATIENCE) as conn:
+            with self._database.connection(RESIGN_PATIENCE) as conn:
                 fleet.resign(conn, self._id, term)
         except Exception as error:
             if not is_transient(error):

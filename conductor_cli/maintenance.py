@@ -24,8 +24,8 @@ PRUNE_EVERY: Final = 60.0
 ROTATE_EVERY: Final = 900.0
 PRUNE_BATCH: Final = 1000
 DISPATCH_BATCH: Final = 100
-DISPATCH_POLL: Final = 1.0
-TRUSTING_POLL: Final = 15.0  # the safety net's, while the listener is proven alive
+DISPATCH_POLL: Final = 1.0  # while the listener is not proven alive
+TRUSTING_POLL: Final = 60.0
 REGISTER_EVERY: Final = 60.0
 LOOK_AGAIN_EVERY: Final = 2.0
 
@@ -55,7 +55,7 @@ class Rescuer(PeriodicService):
 
     def tick(self) -> bool:
         judges, self._judges = self._judges, False
-        with self._database.transaction() as conn:
+        with self._database.connection() as conn:
             rescued = fleet.rescue(conn, judges=judges)
         _tell(rescued)
         return False
@@ -64,7 +64,8 @@ class Rescuer(PeriodicService):
 class Dispatcher(PeriodicService):
     """Tells events to those who wait for them, and starts the tasks they trigger. Any server does.
 
-    Woken by a notification; what another dispatches just now is left to it.
+    Woken by a notification, and by the heartbeat when it saw some that nobody has dispatched; what
+    another dispatches just now is left to it.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Dispatcher(PeriodicService):
         self._database.drop_dead()
 
     def tick(self) -> bool:
-        with self._database.transaction() as conn:
+        with self._database.connection() as conn:
             done = events.dispatch(conn, DISPATCH_BATCH)
         if done:
             telemetry.emit("events.dispatched", count=done)
@@ -182,9 +183,9 @@ class Pruner(PeriodicService):
 
     def tick(self) -> bool:
         if self._rounds * PRUNE_EVERY % ROTATE_EVERY == 0:
-            with self._database.transaction() as conn:
+            with self._database.connection() as conn:
                 fleet.rotate(conn)
-        with self._database.transaction() as conn:
+        with self._database.connection() as conn:
             pruned = fleet.prune(conn, PRUNE_BATCH)
         if pruned:
             telemetry.emit("history.pruned", count=pruned)

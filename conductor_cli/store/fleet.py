@@ -92,7 +92,7 @@ class Pulse:
     the lease would expire. ``now``: seconds since 1970 by the clock that decides; ``clock``: by
     the machine's. ``cancelled``: what it runs and should stop running. ``breaking``: the last
     migration of the schema that programs must know to work on it. ``servers``: how many have a
-    queue in common with it, itself included.
+    queue in common with it, itself included. ``emitted``: events wait to be dispatched.
     """
 
     known: bool
@@ -103,6 +103,7 @@ class Pulse:
     cancelled: list[UUID]
     breaking: int | None
     servers: int
+    emitted: bool
 
 
 BEAT: Final = Statement(
@@ -148,7 +149,8 @@ BEAT: Final = Statement(
         (select max(version) from conductor.migrations where breaking) as breaking,
         (select count(*)::int from conductor.orchestrators o
          where not stopping and queues && (
-             select me.queues from conductor.orchestrators me where me.id = %(id)s)) as servers
+             select me.queues from conductor.orchestrators me where me.id = %(id)s)) as servers,
+        exists (select from conductor.events) as emitted
     from (select pg_notify('conductor_' || replace(%(id)s::text, '-', ''), 'ping')) ping
     """,
 )
