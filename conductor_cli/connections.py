@@ -14,11 +14,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
+from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus
+from psycopg.pq import ConnStatus, ExecStatus, Format, PipelineStatus, TransactionStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGconn, PGresult
@@ -92,33 +93,34 @@ class Impatient(psycopg.Connection[Any]):
         """Whether perform() may be called: not in a pipeline, whose replies come later."""
         return self.pgconn.pipeline_status == PipelineStatus.OFF
 
-    def perform(self, sql: str, values: Sequence[str]) -> None:
-        """Execute a statement that has no rows, with parameters ``$1``, ``$2``... as text.
+    def perform(
+        self,
+        sql: str,
+        values: Sequence[str | None],
+        make: Callable[[Sequence[Any]], T] | None = None,
+    ) -> list[T]:
+        """Execute a statement, with parameters ``$1``, ``$2``... as text; its rows, made by
+        ``make`` of their columns. Without it they are not looked at.
 
         By libpq itself: a cursor would take a third as long as Postgres does. The statement is
         prepared when first used; only for sessions that are one's own.
         """
         self.check()
-        given = [value.encode() for value in values]
-        if any([b"\0" in value for value in given]):
+        given = [None if value is None else value.encode() for value in values]
+        if any([value is not None and b"\0" in value for value in given]):
             raise psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
-        try:
-            name = self._performed.get(sql)
-            if name is None:
-                name = b"perform_%d" % len(self._performed)
-                self.pgconn.send_prepare(name, sql.encode())
-                self._replied()
-                self._performed[sql] = name
-            self.pgconn.send_query_prepared(name, given)
-            self._replied()
-        except Silent:
-            self._give_up()
-            raise
-        except psycopg.Error:
-            raise
-        except BaseException:  # nobody will read the reply to what has been sent
-            self.pgconn.finish()
-            raise
+        with self.lock:
+            try:
+                result = self._performed_now(sql, given)
+                return [] if make is None else self._rows(result, make)
+            except Silent:
+                self._give_up()
+                raise
+            except psycopg.Error:
+                raise
+            except BaseException:  # nobody will read the reply to what has been sent
+                self.pgconn.finish()
+                raise
 
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         """Every other call of psycopg to the server waits here, and looks up ten times a second."""
@@ -129,11 +131,36 @@ class Impatient(psycopg.Connection[Any]):
             self._give_up()
             raise
 
-    def _replied(self) -> None:
+    def _performed_now(self, sql: str, given: Sequence[bytes | None]) -> PGresult:
+        began = self.pgconn.transaction_status
+        while True:
+            name = self._performed.get(sql)
+            is_known = name is not None
+            if name is None:
+                name = b"perform_%d" % len(self._performed)
+                self.pgconn.send_prepare(name, sql.encode())
+                self._replied()
+                self._performed[sql] = name
+            self.pgconn.send_query_prepared(name, given, result_format=Format.BINARY)
+            try:
+                return self._replied()
+            except psycopg.errors.InvalidSqlStatementName:
+                # Whoever it was lent to has had everything deallocated.
+                self._performed.clear()
+                if not is_known or began != TransactionStatus.IDLE:
+                    raise
+
+    def _rows(self, result: PGresult, make: Callable[[Sequence[Any]], T]) -> list[T]:
+        transformer = Transformer(self)
+        transformer.set_pgresult(result)
+        return transformer.load_rows(0, result.ntuples, make)
+
+    def _replied(self) -> PGresult:
         pg = self.pgconn
         while pg.flush():
             self._await(select.POLLIN | select.POLLOUT)
             pg.consume_input()
+        done: PGresult | None = None
         failed: PGresult | None = None
         while True:
             while pg.is_busy():
@@ -144,10 +171,15 @@ class Impatient(psycopg.Connection[Any]):
                 break
             if result.status == ExecStatus.FATAL_ERROR:
                 failed = result
+            else:
+                done = result
         if failed is not None:
             if pg.status == ConnStatus.BAD:
                 raise psycopg.OperationalError(failed.get_error_message())
             raise error_from_result(failed)
+        if done is None:
+            raise psycopg.OperationalError("the server has closed the connection")
+        return done
 
     def _await(self, events: int) -> None:
         poll = select.poll()

@@ -22,12 +22,12 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
-from psycopg.rows import args_row, scalar_row
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from conductor_cli import errors, pooler
 from conductor_cli.config import redacted
 from conductor_cli.connections import CONNECT_TIMEOUT, Impatient, refuse_dead
+from conductor_cli.parameters import text as parameter_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -73,8 +73,8 @@ class Statement(Generic[R]):
     """SQL and the type of its rows: one scalar, or a class whose fields are the columns in order;
     None when it has none.
 
-    Parameters are named. Prepared on first use per connection, but not behind a pooler; on a
-    connection that is not ours when its own threshold says so.
+    Parameters are named. Prepared on first use per connection, but not behind a pooler nor in a
+    pipeline; on a connection that is not ours when its own threshold says so.
     """
 
     row: type[R] | None
@@ -82,19 +82,23 @@ class Statement(Generic[R]):
 
     def all(self, conn: Connection, /, **parameters: Any) -> list[R]:
         """Run it and return every row."""
+        if pooler.is_own_session(conn) and conn.can_perform:
+            names, text = _numbered(self.sql)
+            given = [parameter_text(parameters[name]) for name in names]
+            return conn.perform(text, given, _maker(self.row))
         with conn.cursor(binary=True, row_factory=_factory(self.row)) as cursor:
             with pooler.limited(conn):
-                cursor.execute(self.sql, parameters, prepare=pooler.prepares(conn))
+                cursor.execute(self.sql, parameters)
             return cursor.fetchall()
 
     def run(self, conn: Connection, /, **parameters: Any) -> None:
         """Run one that has no rows."""
         if pooler.is_own_session(conn) and conn.can_perform:
             names, text = _numbered(self.sql)
-            conn.perform(text, [str(parameters[name]) for name in names])
+            conn.perform(text, [parameter_text(parameters[name]) for name in names])
             return
         with conn.cursor() as cursor, pooler.limited(conn):
-            cursor.execute(self.sql, parameters, prepare=pooler.prepares(conn))
+            cursor.execute(self.sql, parameters)
 
     def one(self, conn: Connection, /, **parameters: Any) -> R | None:
         """Run it and return its first row, if there is one."""
@@ -304,7 +308,7 @@ class Database:
         except psycopg.OperationalError as error:
             raise unavailable(error, self.url) from None
         try:
-            self._prepare(conn, statement_timeout, silence)
+            self._prepare(conn, statement_timeout, silence, plans_once=True)
         except psycopg.OperationalError as error:
             conn.close()
             raise unavailable(error, self.url) from None
@@ -389,13 +393,17 @@ class Database:
             name="conductor",
         )
 
-    def _prepare(self, conn: Impatient, statement_timeout: float, silence: float | None) -> None:
+    def _prepare(
+        self,
+        conn: Impatient,
+        statement_timeout: float,
+        silence: float | None,
+        *,
+        plans_once: bool = False,
+    ) -> None:
         conn.own()
-        self._configure(conn, statement_timeout)
+        self._found = pooler.bind(conn, statement_timeout, self._asked, plans_once=plans_once)
         conn.silence = statement_timeout + GRACE if silence is None else silence
-
-    def _configure(self, conn: Connection, statement_timeout: float) -> None:
-        self._found = pooler.bind(conn, statement_timeout, self._asked)
 
     def _adopt(self, conn: Connection) -> None:
         """A connection of somebody else's pool: its limits are his, but not who is in between."""
@@ -590,9 +598,19 @@ _PARAMETER: Final = re.compile(r"%\((\w+)\)s")
 
 
 def _factory(row: type[R] | None) -> RowFactory[R]:
+    make = _maker(row)
+    return lambda _: make
+
+
+def _maker(row: type[R] | None) -> Callable[[Sequence[Any]], R]:
+    """What makes of the columns of one row what a statement returns."""
     assert row is not None, "a statement without rows is run()"
     make: Callable[..., R] = row
-    return scalar_row if row.__module__ in _SCALARS else args_row(make)
+    return _scalar if row.__module__ in _SCALARS else lambda columns: make(*columns)
+
+
+def _scalar(columns: Sequence[Any]) -> Any:
+    return columns[0]
 
 
 def _conninfo_of(pool: ConnectionPool[Any] | None) -> str:

@@ -41,7 +41,8 @@ select set_config('statement_timeout', %(statement)s, false),
        set_config('default_transaction_isolation', 'read committed', false),
        set_config('timezone', 'UTC', false),
        set_config('enable_seqscan', 'off', false),
-       set_config('jit', 'off', false)
+       set_config('jit', 'off', false),
+       set_config('plan_cache_mode', %(plans)s, false)
 where %(trusted)s or pg_backend_pid() = %(greeted)s
 """
 
@@ -110,27 +111,31 @@ def is_own_session(conn: psycopg.Connection[Any]) -> TypeGuard[Bounded]:
     return isinstance(conn, Bounded) and conn.limits is None
 
 
-def prepares(conn: psycopg.Connection[Any]) -> bool | None:
-    """Whether statements are prepared at once; None leaves it to how the connection is set up."""
-    return True if isinstance(conn, Bounded) else None
-
-
-def bind(conn: psycopg.Connection[Any], statement_timeout: float, asked: bool | None) -> bool:
+def bind(
+    conn: psycopg.Connection[Any],
+    statement_timeout: float,
+    asked: bool | None,
+    *,
+    plans_once: bool = False,
+) -> bool:
     """Bound all that a fresh connection will do; returns whether a pooler stands in between.
 
     ``asked``: what the configuration says of a pooler; None finds it out. In whatever mode it is,
     it is taken for one in transaction mode: that cannot be seen from here, and is always safe.
+    ``plans_once``: a statement that is prepared is not planned again for its parameters.
     """
     limits = {
         "statement": f"{int(statement_timeout * 1000)}ms",
         "lock": LOCK_TIMEOUT,
         "idle": IDLE_TIMEOUT,
+        "plans": "force_generic_plan" if plans_once else "auto",
     }
+    # What perform() has prepared would go with what psycopg has, whenever it throws that away.
+    conn.prepare_threshold = None
     if not asked and _bind_session(conn, limits, trusted=asked is False):
         return False
     if isinstance(conn, Bounded):
         conn.limits = limits
-    conn.prepare_threshold = None
     conn.isolation_level = IsolationLevel.READ_COMMITTED
     conn.adapters.register_loader("timestamptz", _Moment)  # the zone is the session's, too
     return True

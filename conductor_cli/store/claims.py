@@ -22,6 +22,7 @@ from conductor_cli.models import (
     HandedBack,
     Retrying,
 )
+from conductor_cli.parameters import array, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -217,23 +218,13 @@ def columns(ended: Sequence[Ended]) -> dict[str, object]:
     completed = [o.result if type(o) is Completed else "null" for o in outcomes]
     plain = all([type(o) is Completed for o in outcomes])
     return {
-        "ids": _array([f"{e.id.int:032x}" for e in ended]),
-        "tokens": _array([str(e.token) for e in ended]),
-        "keeps": _array(["null" if e.keep is None else repr(float(e.keep)) for e in ended]),
+        "ids": array([f"{e.id.int:032x}" for e in ended]),
+        "tokens": array([str(e.token) for e in ended]),
+        "keeps": array(["null" if e.keep is None else repr(float(e.keep)) for e in ended]),
         "states": [] if plain else [_state(o) for o in outcomes],
         "errors": [] if plain else [_error(o) for o in outcomes],
-        "results": [] if set(completed) <= {"null"} else _array(list(map(_quoted, completed))),
+        "results": [] if set(completed) <= {"null"} else array(list(map(quoted, completed))),
     }
-
-
-def _array(elements: Sequence[str]) -> str:
-    """An array as Postgres reads it."""
-    return f"{{{','.join(elements)}}}"
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 LOCKED: Final = Statement(
