@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
@@ -19,7 +19,7 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ConnStatus, ExecStatus, Format, PipelineStatus, TransactionStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGconn, PGresult
@@ -55,6 +55,8 @@ class Impatient(psycopg.Connection[Any]):
     _file: tuple[int, int] | None = None  # its number and the socket behind it
     _is_robbed: bool = False
     _performed: dict[str, bytes]  # names of what perform() has prepared
+    _overlaps: bool = False
+    _owes: bool = False  # the reply to what perform() has sent
 
     def own(self) -> None:
         """Remember what its file and its session are; called once, when it has connected."""
@@ -109,18 +111,31 @@ class Impatient(psycopg.Connection[Any]):
         given = [None if value is None else value.encode() for value in values]
         if any([value is not None and b"\0" in value for value in given]):
             raise psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
-        with self.lock:
-            try:
-                result = self._performed_now(sql, given)
-                return [] if make is None else self._rows(result, make)
-            except Silent:
-                self._give_up()
-                raise
-            except psycopg.Error:
-                raise
-            except BaseException:  # nobody will read the reply to what has been sent
-                self.pgconn.finish()
-                raise
+        with self.lock, self._speaking():
+            self._settle()
+            if self._overlaps and make is None:
+                self._send(sql, given)
+                self._flush()
+                self._owes = True
+                return []
+            result = self._answer(sql, given)
+            return [] if make is None else self._rows(result, make)
+
+    @contextmanager
+    def overlapped(self) -> Iterator[None]:
+        """Inside, a statement without rows is only sent: the server works on it while the caller
+        makes the next, before which its reply is read. Errors come that much later."""
+        self._overlaps = True
+        try:
+            yield
+        except BaseException:
+            with suppress(psycopg.Error):  # it was first
+                self._settled()
+            raise
+        else:
+            self._settled()
+        finally:
+            self._overlaps = False
 
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         """Every other call of psycopg to the server waits here, and looks up ten times a second."""
@@ -131,24 +146,49 @@ class Impatient(psycopg.Connection[Any]):
             self._give_up()
             raise
 
-    def _performed_now(self, sql: str, given: Sequence[bytes | None]) -> PGresult:
-        began = self.pgconn.transaction_status
-        while True:
-            name = self._performed.get(sql)
-            is_known = name is not None
-            if name is None:
-                name = b"perform_%d" % len(self._performed)
-                self.pgconn.send_prepare(name, sql.encode())
-                self._replied()
-                self._performed[sql] = name
-            self.pgconn.send_query_prepared(name, given, result_format=Format.BINARY)
-            try:
-                return self._replied()
-            except psycopg.errors.InvalidSqlStatementName:
-                # Whoever it was lent to has had everything deallocated.
-                self._performed.clear()
-                if not is_known or began != TransactionStatus.IDLE:
-                    raise
+    @contextmanager
+    def _speaking(self) -> Iterator[None]:
+        try:
+            yield
+        except Silent:
+            self._give_up()
+            raise
+        except psycopg.Error:
+            raise
+        except BaseException:  # nobody will read the reply to what has been sent
+            self.pgconn.finish()
+            raise
+
+    def _answer(self, sql: str, given: Sequence[bytes | None]) -> PGresult:
+        is_alone = self.pgconn.transaction_status == TransactionStatus.IDLE
+        self._send(sql, given)
+        try:
+            return self._replied()
+        except psycopg.errors.InvalidSqlStatementName:
+            # Whoever it was lent to has had everything deallocated.
+            self._performed.clear()
+            if not is_alone:
+                raise
+        self._send(sql, given)
+        return self._replied()
+
+    def _send(self, sql: str, given: Sequence[bytes | None]) -> None:
+        name = self._performed.get(sql)
+        if name is None:
+            name = b"perform_%d" % len(self._performed)
+            self.pgconn.send_prepare(name, sql.encode())
+            self._replied()
+            self._performed[sql] = name
+        self.pgconn.send_query_prepared(name, given, result_format=Format.BINARY)
+
+    def _settle(self) -> None:
+        if self._owes:
+            self._owes = False
+            self._replied()
+
+    def _settled(self) -> None:
+        with self.lock, self._speaking():
+            self._settle()
 
     def _rows(self, result: PGresult, make: Callable[[Sequence[Any]], T]) -> list[T]:
         transformer = Transformer(self)
@@ -156,10 +196,8 @@ class Impatient(psycopg.Connection[Any]):
         return transformer.load_rows(0, result.ntuples, make)
 
     def _replied(self) -> PGresult:
+        self._flush()
         pg = self.pgconn
-        while pg.flush():
-            self._await(select.POLLIN | select.POLLOUT)
-            pg.consume_input()
         done: PGresult | None = None
         failed: PGresult | None = None
         while True:
@@ -180,6 +218,11 @@ class Impatient(psycopg.Connection[Any]):
         if done is None:
             raise psycopg.OperationalError("the server has closed the connection")
         return done
+
+    def _flush(self) -> None:
+        while self.pgconn.flush():
+            self._await(select.POLLIN | select.POLLOUT)
+            self.pgconn.consume_input()
 
     def _await(self, events: int) -> None:
         poll = select.poll()

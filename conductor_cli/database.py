@@ -204,6 +204,11 @@ def atomically(conn: Connection) -> Iterator[None]:
         yield
 
 
+def overlapped(conn: Connection) -> AbstractContextManager[Any]:
+    """Inside, statements without rows are sent before the reply to the last one is there."""
+    return conn.overlapped() if pooler.is_own_session(conn) else conn.pipeline()
+
+
 class Database:
     """One Postgres: a pool for short work, and connections of one's own for services.
 

@@ -4,31 +4,21 @@ a short statement."""
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
 def text(value: object) -> str | None:
     """A parameter, a list of them as an array; raises TypeError for what none of ours is."""
-    kind = type(value)
-    if value is None or kind is str:
-        return value  # type: ignore[return-value]
-    if isinstance(value, str):  # a member of an enumeration
-        return str.__str__(value)
-    if kind is UUID:
-        return value.hex  # type: ignore[attr-defined,no-any-return]
-    if kind is bool:
-        return "t" if value else "f"
-    if kind is int or kind is float:
-        return repr(value)
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, (list, tuple)):
-        return array(["null" if each is None else _element(each) for each in value])
-    raise TypeError(f"a parameter of the type {kind.__name__}: {value!r}")
+    if value is None:
+        return None
+    for kind in type(value).__mro__:
+        if (written := _WRITTEN.get(kind)) is not None:
+            return written(value)
+    raise TypeError(f"a parameter of the type {type(value).__name__}: {value!r}")
 
 
 def array(elements: Iterable[str]) -> str:
@@ -44,5 +34,22 @@ def quoted(text: str) -> str:
 
 def _element(value: object) -> str:
     found = text(value)
-    assert found is not None
-    return quoted(found) if type(value) is str else found
+    if found is None:
+        return "null"
+    return quoted(found) if isinstance(value, str) else found
+
+
+def _array(values: Iterable[object]) -> str:
+    return array(map(_element, values))
+
+
+_WRITTEN: Final[dict[type, Callable[[Any], str]]] = {
+    str: str,
+    UUID: str,
+    bool: lambda value: "t" if value else "f",
+    int: repr,
+    float: repr,
+    datetime: datetime.isoformat,
+    list: _array,
+    tuple: _array,
+}

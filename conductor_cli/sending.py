@@ -97,7 +97,7 @@ def _send(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:
     if len(portion) <= 1:
         return ids(made, _send_portion(conn, portion, again=False))
     met: dict[UUID, UUID] = {}
-    with database.atomically(conn), conn.pipeline():
+    with database.atomically(conn), database.overlapped(conn):
         while portion:
             met |= _send_portion(conn, portion, again=False)
             portion = list(islice(rows, PORTION))

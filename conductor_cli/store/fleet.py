@@ -150,7 +150,7 @@ BEAT: Final = Statement(
         (select count(*)::int from conductor.orchestrators o
          where not stopping and queues && (
              select me.queues from conductor.orchestrators me where me.id = %(id)s)) as servers,
-        (select min(seq) from conductor.events) is not null as emitted
+        exists (select from conductor.events where seq > 0) as emitted
     from (select pg_notify('conductor_' || replace(%(id)s::text, '-', ''), 'ping')) ping
     """,
 )

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from conductor_cli import connections, database
 from conductor_cli.connections import Robbed, Silent
@@ -86,6 +89,13 @@ def _performed_for_the_first_time(conn: Connection, stall: Callable[[], None]) -
     KEEP.run(conn, text="after")
 
 
+def _overlapped(conn: Connection, stall: Callable[[], None]) -> None:
+    with conn.transaction(), database.overlapped(conn):
+        KEEP.run(conn, text="before")
+        stall()
+        KEEP.run(conn, text="after")
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -95,6 +105,7 @@ def _performed_for_the_first_time(conn: Connection, stall: Callable[[], None]) -
         _pipelined,
         _performed,
         _performed_for_the_first_time,
+        _overlapped,
     ],
 )
 def test_a_call_that_hears_nothing_ends_and_closes_its_connection(
@@ -137,6 +148,102 @@ def test_a_statement_that_fails_leaves_its_connection_as_it_was(through: Databas
             KEEP.run(conn, text="nul\0")
         KEEP.run(conn, text="good")
     assert kept(through) == ["good"]
+
+
+class Told(NamedTuple):
+    number: int
+    moment: datetime
+    id: UUID
+    texts: list[str | None]
+    flags: list[bool]
+    ratio: float
+    nothing: str | None
+
+
+TELL: Statement[Told] = Statement(
+    row=Told,
+    sql="""
+    select %(number)s::bigint, %(moment)s::timestamptz, %(id)s::uuid, %(texts)s::text[],
+        %(flags)s::bool[], %(ratio)s::float8, %(nothing)s::text
+    """,
+)
+COUNT: Statement[int] = Statement(row=int, sql="select count(*) from kept")
+
+
+def test_rows_that_are_performed_are_those_that_were_sent(through: Database) -> None:
+    given = Told(
+        -(1 << 62), datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC), UUID(int=7),
+        ["", "a,b", '{"\\}', None, "null", "é\n"], [True, False], float("inf"), None,
+    )  # fmt: skip
+    with through.connect("test") as conn:
+        for _ in range(2):  # the second is prepared already
+            assert TELL.all(conn, **given._asdict()) == [given]
+        with pytest.raises(TypeError, match="set"):
+            KEEP.run(conn, text={"a"})
+        assert COUNT.only(conn) == 0
+
+
+def test_overlapped_statements_are_done_in_order_and_all_of_them(through: Database) -> None:
+    with through.connect("test") as conn:
+        with conn.transaction(), database.overlapped(conn):
+            for n in range(3):
+                KEEP.run(conn, text=f"{n}")
+            assert COUNT.only(conn) == 3
+            KEEP.run(conn, text="last")
+        assert conn.info.transaction_status is TransactionStatus.IDLE
+    assert kept(through) == ["0", "1", "2", "last"]
+
+
+def _overlap(conn: Connection, texts: list[str], error: Exception | None = None) -> None:
+    with conn.transaction(), database.overlapped(conn):
+        for text in texts:
+            KEEP.run(conn, text=text)
+        if error is not None:
+            raise error
+
+
+@pytest.mark.parametrize("texts", [["bad"], ["bad", "next"], ["first", "bad"]])
+def test_an_overlapped_statement_that_fails_undoes_all(through: Database, texts: list[str]) -> None:
+    with through.connect("test") as conn:
+        with pytest.raises(psycopg.errors.CheckViolation):
+            _overlap(conn, texts)
+        KEEP.run(conn, text="good")
+    assert kept(through) == ["good"]
+
+
+@pytest.mark.parametrize("text", ["bad", "good"])
+def test_what_fails_while_a_reply_is_on_its_way_is_what_is_told(
+    through: Database, text: str
+) -> None:
+    with through.connect("test") as conn:
+        with pytest.raises(ValueError, match="mine"):
+            _overlap(conn, [text], ValueError("mine"))
+        KEEP.run(conn, text="after")
+    assert kept(through) == ["after"]
+
+
+def test_what_somebody_has_deallocated_is_prepared_again(through: Database) -> None:
+    with through.connect("test") as conn:
+        KEEP.run(conn, text="before")
+        conn.execute("deallocate all")
+        KEEP.run(conn, text="after")
+    assert kept(through) == ["after", "before"]
+
+
+def test_a_rollback_leaves_what_is_prepared_as_it_was(through: Database) -> None:
+    """The driver deallocates everything after one, if it has prepared anything itself."""
+    with through.connect("test") as conn:
+        for _ in range(2):
+            for _ in range(10):
+                conn.execute("select count(*) from kept")
+            KEEP.run(conn, text="kept")
+            with conn.transaction(force_rollback=True):
+                for _ in range(10):
+                    conn.execute("select count(*) from kept")
+                KEEP.run(conn, text="undone")
+            with conn.transaction():
+                KEEP.run(conn, text="kept")
+    assert kept(through) == ["kept"] * 4
 
 
 def test_what_is_performed_on_a_session_that_is_ended_is_transient(through: Database) -> None:
