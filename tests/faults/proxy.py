@@ -79,11 +79,11 @@ class Proxy:
     def drop_all(self) -> int:
         """Reset every connection there is; returns how many."""
         links, self._links = self._links, []
+        for link in links:  # before what was silent may go on
+            link.reset()
         with self._changed:
             self._silent.clear()
             self._changed.notify_all()
-        for link in links:
-            link.reset()
         return len(links)
 
     def close(self) -> None:
