@@ -342,9 +342,10 @@ class Holding:
         target = slots + self._ahead()
         in_hand = held - len(self._outbox) - len(self._locked_out) + self._reserved
         room = target - in_hand
-        if room <= 0 or (in_hand >= slots and room < target // 4):
+        parts = 4 if self.servers < CROWD else 2  # a larger claim walks over others' rows as long
+        if room <= 0 or (in_hand >= slots and room < target // parts):
             return 0
-        return min(room, self._config.fetch_batch_size or BATCH)
+        return min(room, self._config.fetch_batch_size or MOST_AHEAD // parts)
 
     def _ahead(self) -> int:
         if self._stalled:
@@ -404,7 +405,7 @@ class Holding:
         if limit and now > self._start_until:
             start, self._start_until = START, now + PLACE_HOLDS
             self._hinted.clear()
-        if len(self._outbox) >= SECOND_PUMP or limit == BATCH:
+        if len(self._outbox) >= SECOND_PUMP or limit >= BATCH:
             self.wakers[-1]()
         return Plan(finished, limit, look, reconcile, token, start, self._version)
 

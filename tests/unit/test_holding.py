@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from conductor_cli import WorkerConfig, holding
-from conductor_cli.holding import BATCH, Finished, Holding, Plan, SuspectLane
+from conductor_cli.holding import BATCH, MOST_AHEAD, Finished, Holding, Plan, SuspectLane
 from conductor_cli.models import Claimed, Completed
 
 if TYPE_CHECKING:
@@ -135,3 +135,23 @@ def test_among_many_servers_each_has_one_claim_on_its_way(
     again = held.plan(was_active=True)
     assert again is not None
     assert again.limit > 0
+
+
+@pytest.mark.parametrize(("servers", "most"), [(1, BATCH), (2, BATCH), (3, 2 * BATCH)])
+def test_among_many_servers_claims_are_larger_and_no_more_is_held(
+    held: Holding, clock: Clock, servers: int, most: int
+) -> None:
+    held.servers = servers
+    limits = []
+    exchange(held, again=False)
+    for _ in range(12):
+        for _ in range(500):
+            each = held.inbox.get()
+            assert each is not None
+            held.finish(Finished(each, Completed("null"), 0.0001))
+            clock.now += 0.00001
+            if held.inbox.empty():
+                break
+        limits.append(exchange(held).limit)
+        assert held.in_hand <= 10 + MOST_AHEAD
+    assert max(limits) == most
