@@ -11,6 +11,7 @@ import os
 import select
 import time
 from contextlib import contextmanager, suppress
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
@@ -55,6 +56,7 @@ class Impatient(psycopg.Connection[Any]):
     _file: tuple[int, int] | None = None  # its number and the socket behind it
     _is_robbed: bool = False
     _performed: dict[str, bytes]  # names of what perform() has prepared
+    _names: Iterator[int]
     _overlaps: bool = False
     _owes: bool = False  # the reply to what perform() has sent
 
@@ -62,7 +64,7 @@ class Impatient(psycopg.Connection[Any]):
         """Remember what its file and its session are; called once, when it has connected."""
         self.session = self.pgconn.backend_pid
         self.name = self.info.parameter_status("application_name") or ""
-        self._performed = {}
+        self._performed, self._names = {}, count()
         number = self.pgconn.socket
         self._file = number, os.fstat(number).st_ino
 
@@ -175,7 +177,7 @@ class Impatient(psycopg.Connection[Any]):
     def _send(self, sql: str, given: Sequence[bytes | None]) -> None:
         name = self._performed.get(sql)
         if name is None:
-            name = b"perform_%d" % len(self._performed)
+            name = b"perform_%d" % next(self._names)
             self.pgconn.send_prepare(name, sql.encode())
             self._replied()
             self._performed[sql] = name

@@ -445,6 +445,11 @@ class Loan:
         self._kind = type(self.connection)
         _become(self.connection, type("Lent", (_Lent, self._kind), {}))
 
+    def ours(self) -> Connection:
+        """The connection, for the statements of ours that end its transaction."""
+        pooler.plan_as_ours(self.connection)
+        return self.connection
+
     def commit(self) -> None:
         """Let all that was done on it be, and give it back; raises why it cannot be."""
         _become(self.connection, self._kind)

@@ -155,7 +155,7 @@ class Ledger:
         try:
             made = new(loan.connection)
             with self._lock, shielded():
-                if not self._record(loan.connection, made).held:
+                if not self._record(loan.ours(), made).held:
                     self.lose()
         except BaseException:
             with shielded():
@@ -199,7 +199,7 @@ class Ledger:
         loan, self.loan = self.loan, None
         assert loan is not None
         try:
-            done = endings.complete(loan.connection, self._id, self._token, result)
+            done = endings.complete(loan.ours(), self._id, self._token, result)
         except BaseException:
             loan.undo()
             raise

@@ -55,6 +55,7 @@ select set_config('statement_timeout', %(statement)s, true),
 """
 
 _PLANS_AS_USUAL: Final = "set local enable_seqscan to default; set local jit to default"
+_PLANS_AS_OURS: Final = "set local enable_seqscan to off; set local jit to off"
 _PID: Final = "select pg_backend_pid()"
 _BEGIN: Final = "begin isolation level read committed"
 _DIRECTLY: Final[AbstractContextManager[None]] = nullcontext()
@@ -97,6 +98,11 @@ class Bounded(Impatient):
 def plan_as_usual(conn: psycopg.Connection[Any]) -> None:
     """Until the end of its transaction: for statements that are not ours."""
     conn.execute(_PLANS_AS_USUAL, prepare=False)
+
+
+def plan_as_ours(conn: psycopg.Connection[Any]) -> None:
+    """From now on again: what is prepared keeps its plan for longer than this transaction."""
+    conn.execute(_PLANS_AS_OURS, prepare=False)
 
 
 def limited(conn: psycopg.Connection[Any]) -> AbstractContextManager[None]:

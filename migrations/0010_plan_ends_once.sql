@@ -155,3 +155,9 @@ begin
     return concluded;
 end
 $$;
+
+-- Whoever calls them: those of a session that plans as usual.
+alter function conductor.enqueue(json, boolean) set enable_seqscan = off;
+alter function conductor.resolve_duplicates(json) set enable_seqscan = off;
+alter function conductor.cancel(uuid, text) set enable_seqscan = off;
+alter function conductor.dispatch(integer) set enable_seqscan = off;

@@ -227,7 +227,11 @@ def test_what_somebody_has_deallocated_is_prepared_again(through: Database) -> N
         KEEP.run(conn, text="before")
         conn.execute("deallocate all")
         KEEP.run(conn, text="after")
-    assert kept(through) == ["after", "before"]
+        assert COUNT.only(conn) == 2
+        conn.execute("deallocate perform_1")
+        KEEP.run(conn, text="last")
+        assert COUNT.only(conn) == 3
+    assert kept(through) == ["after", "before", "last"]
 
 
 def test_a_rollback_leaves_what_is_prepared_as_it_was(through: Database) -> None:

@@ -16,6 +16,7 @@ from conductor_cli import (
     Step,
     task,
 )
+from conductor_cli.store import endings, ledger
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +75,34 @@ def test_the_statements_of_a_task_are_planned_as_everywhere(
     with conductor.database.connection() as conn:
         mine = conn.execute("select current_setting('enable_seqscan'), current_setting('jit')")
         assert mine.fetchone() == ("off", "off")
+
+
+def test_what_ends_them_is_planned_as_all_of_ours(
+    conductor: Conductor, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its plan is kept for longer than the transaction."""
+    seen = []
+
+    def watch(module: Any, name: str) -> None:
+        real = getattr(module, name)
+
+        def watched(conn: Any, *args: Any, **named: Any) -> Any:
+            seen.append((name, *conn.execute("show enable_seqscan").fetchone()))
+            return real(conn, *args, **named)
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch(ledger, "record")
+    watch(endings, "complete")
+
+    @task
+    def work(ctx: Context) -> int:
+        ctx.transact("first", pay, 1)
+        return pay(ctx.transaction(), 2)
+
+    start(work)
+    assert conductor.wait(conductor.invoke(work), timeout=10) == 2
+    assert seen == [("record", "off"), ("complete", "off")]
 
 
 def test_they_count_for_a_drain_and_wake_a_parent(make: Any, conductor: Conductor) -> None:
