@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from uuid import UUID
 
@@ -19,14 +20,14 @@ from conductor_cli import (
     waiting,
 )
 from conductor_cli.config import Config, load
-from conductor_cli.invoking import Ids, Invoked, Row, Target, row
+from conductor_cli.invoking import Ids, Invoked, Row, Target, ids_in_order, new_id, rank_of, row
 from conductor_cli.models import Execution, State
 from conductor_cli.registry import Invocation, InvokeOptions, Task
 from conductor_cli.service import Deadline
 from conductor_cli.store import definitions, events, executions, queues, reports, schedules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from psycopg_pool import ConnectionPool
@@ -360,10 +361,13 @@ class Conductor:
     ) -> Iterator[Row]:
         """What ``invoke_many`` would insert, each checked when it is asked for."""
         common = Invoked.of(task, None, options)
+        make = (
+            self._maker(common.task, common.options, ids_in_order())
+            if isinstance(common.task, Task)
+            else partial(self._row, common)
+        )
         return (
-            self.row(each, None, options)
-            if isinstance(each, Invocation)
-            else self._row(common, each)
+            self.row(each, None, options) if isinstance(each, Invocation) else make(each)
             for each in payloads
         )
 
@@ -371,19 +375,32 @@ class Conductor:
         """``payload``, where the target has none of its own."""
         value = payload[0] if payload else target.payload
         if isinstance(target.task, Task):
-            return self._row_of_task(target.task, value, target.options)
+            return self._maker(target.task, target.options)(value)
         return self._row_by_name(target.task, value, target.options)
 
-    def _row_of_task(self, task: Task[..., Any], payload: object, options: InvokeOptions) -> Row:
-        if not task.settings.invocable:
+    def _maker(
+        self,
+        task: Task[..., Any],
+        options: InvokeOptions,
+        next_id: Callable[[], UUID] = new_id,
+    ) -> Callable[[object], Row]:
+        """What makes a row of a payload; what many have in common is looked up once."""
+        name, settings, binder, limit = task.name, task.settings, task.binder, self.max_payload
+        if not settings.invocable:
             raise errors.ConductorError(
-                f"Task {task.name!r} is not invocable: only its triggers run it."
+                f"Task {name!r} is not invocable: only its triggers run it."
             )
-        if payload is None and not task.binder.whole:
-            payload = {}
-        text = payloads.encode(payload, f"The payload for task {task.name!r}", self.max_payload)
-        task.binder.check(task.name, text)
-        return row(task.name, options.queue or task.queue, task.settings.priority, text, options)
+        queue, rank = options.queue or task.queue, rank_of(settings.priority, options)
+        what = f"The payload for task {name!r}"
+
+        def make(payload: object) -> Row:
+            if payload is None and not binder.whole:
+                payload = {}
+            text = payloads.encode(payload, what, limit)
+            binder.check(name, text)
+            return Row(options.id or next_id(), name, queue, rank, text, options)
+
+        return make
 
     def _row_by_name(self, name: str, payload: object, options: InvokeOptions) -> Row:
         registry.check_name("task", name)

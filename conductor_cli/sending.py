@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from conductor_cli.borrowed import Rows
     from conductor_cli.database import Connection, Database
 
-PORTION: Final = 2000  # rows that travel together, while the next are made
+PORTION: Final = 1000  # rows that travel together, while the next are made
 
 
 def on_own(database_: Database, rows: Iterator[Row]) -> Ids:
