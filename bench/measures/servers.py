@@ -40,7 +40,7 @@ AMONG: Final[dict[str, Settings]] = {
 }
 _TIMEOUT: Final = 180.0  # seconds
 _POLL: Final = 0.02  # seconds: here the looking goes on during the run
-_TIMES: Final = 20  # as many executions as other drains have: see _drain
+_TIMES: Final = 5  # as many executions as other drains have, for four are soon done
 
 
 def measure(stage: Stage) -> None:
@@ -70,8 +70,7 @@ def _drain(
     """Executions per second, deadlocks, executions run twice (below zero: not at all).
 
     All processes are up before any is told to work; the time runs from the first body of the
-    first of them. So the start of the others weighs on the figure of several, by a tenth of a
-    second or two, and not on that of one: the drain is long enough for that not to matter.
+    first of them, so that the start of the others weighs on the figure, but hardly.
     """
     with stage.fresh_database(peer) as (url, meter), ExitStack() as stack:
         with PeerProcess(peer, url, "producer") as producer:
