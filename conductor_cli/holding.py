@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 AHEAD: Final = 0.2  # seconds of work to hold
 MOST_AHEAD: Final = 4000
+PARTS: Final = 4  # in which that is claimed
 BYTES_AHEAD: Final = 64 * 1024 * 1024  # of payloads, by the size of the last that came
 BATCH: Final = 1000
 BATCH_BYTES: Final = 4 * 1024 * 1024
-CROWD: Final = 3  # servers of a queue from which on each has one claim at a time on its way
-SECOND_PUMP: Final = 100  # what makes a second exchange at the same time worth it
+MANY: Final = 100  # executions that are worth an exchange of their own
 PLACE_HOLDS: Final = 1.0  # seconds for which the lower bound is trusted
 LATE: Final = timedelta(seconds=0.1)  # by which most of what was invoked earlier comes later
 WINDOW: Final = 0.02  # seconds over which the rate is measured
@@ -69,10 +69,16 @@ class Finished(msgspec.Struct, frozen=True, gc=False):
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One exchange with the database: what to record, how many to claim, whether to look for
-    due ones first, and whether to ask what the database thinks this worker runs."""
+    due ones first, and whether to ask what the database thinks this worker runs.
+
+    ``apart``: many are to be recorded and many claimed, and other servers claim as well. In one
+    statement the claim would see what was there before it waited for theirs: it would lock what
+    they have claimed meanwhile, and those who are to record it would wait for this one.
+    """
 
     finished: list[Finished]
     limit: int
+    apart: bool
     look: bool
     reconcile: bool
     token: int
@@ -189,7 +195,7 @@ class Holding:
             limit = self._limit(look)
             reconcile = self._reconcile_at <= now
             waiting = len(self._outbox)
-            if self._active and waiting < SECOND_PUMP and limit < SECOND_PUMP:
+            if self._active and waiting < MANY and limit < MANY:
                 return None
             finished = self._drain(now)
             if not (finished or limit or look or reconcile):
@@ -207,9 +213,9 @@ class Holding:
         if self._config.flush_interval is not None and waiting:
             return max(0.0, self._flushed_at + self._config.flush_interval - now)
         running = self._taken - self._drained - waiting
-        if self._rate < 2000 or waiting >= SECOND_PUMP or running <= SECOND_PUMP - waiting:
+        if self._rate < 2000 or waiting >= MANY or running <= MANY - waiting:
             return 0.0
-        return min(0.003, (SECOND_PUMP - waiting) / self._rate)
+        return min(0.003, (MANY - waiting) / self._rate)
 
     def pause(self) -> float:
         """Seconds until there may be something to do without being woken."""
@@ -336,16 +342,15 @@ class Holding:
     def _limit(self, look: bool) -> int:
         if not self._claiming or (self._version == self._dry and not look):
             return 0
-        if self._in_flight and self.servers >= CROWD:
+        if self._in_flight and self.servers > 1:
             return 0  # claims at the same time walk over each other's rows; theirs are enough
         slots, held = self._config.concurrency, self._taken - self._drained
         target = slots + self._ahead()
         in_hand = held - len(self._outbox) - len(self._locked_out) + self._reserved
         room = target - in_hand
-        parts = 4 if self.servers < CROWD else 2  # a larger claim walks over others' rows as long
-        if room <= 0 or (in_hand >= slots and room < target // parts):
+        if room <= 0 or (in_hand >= slots and room < target // PARTS):
             return 0
-        return min(room, self._config.fetch_batch_size or MOST_AHEAD // parts)
+        return min(room, self._config.fetch_batch_size or MOST_AHEAD // PARTS)
 
     def _ahead(self) -> int:
         if self._stalled:
@@ -405,9 +410,10 @@ class Holding:
         if limit and now > self._start_until:
             start, self._start_until = START, now + PLACE_HOLDS
             self._hinted.clear()
-        if len(self._outbox) >= SECOND_PUMP or limit >= BATCH:
+        if len(self._outbox) >= MANY or limit >= BATCH:
             self.wakers[-1]()
-        return Plan(finished, limit, look, reconcile, token, start, self._version)
+        apart = self.servers > 1 and min(len(finished), limit) >= MANY
+        return Plan(finished, limit, apart, look, reconcile, token, start, self._version)
 
     def _remember_place(self, plan: Plan, claimed: Sequence[Claimed]) -> None:
         if len(claimed) < plan.limit:

@@ -1,9 +1,9 @@
 """Leadership: at most one server runs the services that need only one.
 
 The lease is a row; it is renewed by the heartbeat's own statement. The holder trusts itself only
-until (the moment before it sent its last successful renewal + the lease - 1 s) on the monotonic
-clock, and stops its services first when that passes. Correctness never depends on it: each tick
-is unique in the database.
+until (the moment before it sent its last successful renewal + the lease - 1 s, or a quarter of a
+short one) on the monotonic clock, and stops its services first when that passes. Correctness never
+depends on it: each tick is unique in the database.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from conductor_cli.database import Database
     from conductor_cli.signals import Beaten
 
-MARGIN: Final = 1.0
+MARGIN: Final = 1.0  # at most; half a lease has to be left for the next beat
 STOP_PATIENCE: Final = 5.0
 RESIGN_PATIENCE: Final = 1.0  # the heartbeat's last statement resigns, too
 
@@ -48,7 +48,7 @@ class Leadership(PeriodicService):
         super().__init__("leadership", pause=lease, on_death=on_death)
         self._database = database
         self._id = id
-        self._lease = lease
+        self._lease, self._margin = lease, min(MARGIN, lease / 4)
         self._make = services
         self._lock = threading.Lock()
         self._term: int | None = None
@@ -77,7 +77,7 @@ class Leadership(PeriodicService):
         with self._lock:
             self._term = beaten.pulse.term
             if self._term is not None:
-                self._trusted_until = beaten.sent_at + self._lease - MARGIN
+                self._trusted_until = beaten.sent_at + self._lease - self._margin
         self.wake()
 
     def wake_services(self) -> None:

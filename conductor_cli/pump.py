@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, assert_never
 
 from conductor_cli import catalog, telemetry
@@ -151,41 +151,40 @@ class Pump(PeriodicService):
             self._finish(conn, batch.flagged)
         if not batch.ended and not plan.limit:
             return []
-        return self._exchange(conn, batch.ended, plan)
+        claim = self._claim(plan)
+        if plan.apart and batch.ended:
+            self._exchange(conn, batch.ended, replace(claim, limit=0))
+            return self._exchange(conn, [], claim)
+        return self._exchange(conn, batch.ended, claim)
 
     def _exchange(
-        self, conn: Connection, ended: Sequence[Finished], plan: Plan
+        self, conn: Connection, ended: Sequence[Finished], claim: Claim
     ) -> Sequence[Claimed]:
-        claim = self._claim(plan)
         try:
             done = claims.exchange(conn, [self._ended(f) for f in ended], claim)
         except Exception as error:
             if is_locked(error):
-                return self._exchange(conn, self._without_locked(conn, ended, error), plan)
+                return self._exchange(conn, self._without_locked(conn, ended), claim)
             if is_bad_value(error):
-                self._one_by_one(conn, ended, plan)
-                return self._exchange(conn, [], plan)
+                self._one_by_one(conn, ended, claim)
+                return self._exchange(conn, [], claim)
             raise
         self._account(conn, ended, done)
         if done.claimed:
             telemetry.emit("executions.claimed", count=len(done.claimed), queue=self._queue)
         return done.claimed
 
-    def _without_locked(
-        self, conn: Connection, ended: Sequence[Finished], error: Exception
-    ) -> Sequence[Finished]:
+    def _without_locked(self, conn: Connection, ended: Sequence[Finished]) -> Sequence[Finished]:
         """Leave for later those of a batch that somebody else has locked."""
         ids = claims.locked(conn, [f.claimed.id for f in ended], [f.claimed.token for f in ended])
-        if not ids:  # any more: the whole batch has another try
-            raise error
-        for each in ended:
-            if each.claimed.id in ids:
-                self._again(each)
-        return [each for each in ended if each.claimed.id not in ids]
+        late = [each for each in ended if each.claimed.id in ids]
+        for each in late or ended:  # where none is, any more: nobody knows which it was
+            self._again(each)
+        return [each for each in ended if each.claimed.id not in ids] if late else []
 
-    def _one_by_one(self, conn: Connection, ended: Iterable[Finished], plan: Plan) -> None:
+    def _one_by_one(self, conn: Connection, ended: Iterable[Finished], claim: Claim) -> None:
         """A batch was refused for one of its values: the others must not suffer."""
-        nothing = self._claim(plan, limit=0)
+        nothing = replace(claim, limit=0)
         for each in ended:
             alone = [each]
             try:
@@ -297,14 +296,14 @@ class Pump(PeriodicService):
         if lost:
             telemetry.emit("executions.reconciled", count=lost, queue=self._queue)
 
-    def _claim(self, plan: Plan, limit: int | None = None) -> Claim:
+    def _claim(self, plan: Plan) -> Claim:
         return Claim(
             owner=self._owner,
             token=plan.token,
             queue=self._queue,
             tasks=self._names,
             start=plan.start,
-            limit=plan.limit if limit is None else limit,
+            limit=plan.limit,
         )
 
     def _sorted(self, finished: Sequence[Finished]) -> _Batch:

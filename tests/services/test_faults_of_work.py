@@ -309,3 +309,33 @@ def test_a_schedule_with_a_policy_of_a_newer_version_is_left_alone(
     heard.wait("schedule.refused")
     assert conductor.wait(conductor.invoke(plain, {"n": 3}), timeout=10) == 3
     assert not server.stopped.done()
+
+
+def test_who_locked_a_row_and_let_go_of_it_costs_nobody_his_connection(
+    conductor: Conductor,
+    database_url: str,
+    start: Any,
+    heard: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It held the batch up for longer than is waited, but not until one looks who it is."""
+    holder = psycopg.connect(database_url)
+    look, looks = claims.locked, []
+
+    def too_late(*args: Any) -> set[UUID]:
+        holder.rollback()
+        looks.append(look(*args))
+        return looks[-1]
+
+    monkeypatch.setattr(claims, "locked", too_late)
+
+    @task
+    def held(ctx: Context) -> str:
+        holder.execute("select from conductor.live where id = %s for update", [ctx.execution_id])
+        return "done"
+
+    start(held)
+    assert conductor.wait(conductor.invoke(held), timeout=10) == "done"
+    assert looks == [set()]
+    assert heard.count("database.lost") == 0
+    holder.close()

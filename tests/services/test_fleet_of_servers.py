@@ -16,7 +16,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from conductor_cli import Conductor, Context, Orchestrator, State, cron, task
+from conductor_cli import Conductor, Config, Context, Orchestrator, State, cron, task
+from conductor_cli.sections import Coordinator
 
 
 @task(triggers=[cron("* * * * * *", name="each_second")])
@@ -55,6 +56,17 @@ def test_a_clean_stop_hands_the_leadership_over_within_a_second(
     first.stop()
     eventually(lambda: other.info.is_leader)
     assert time.monotonic() - began < 2.0
+
+
+def test_who_leads_by_a_short_lease_leads_from_beat_to_beat(
+    start: Any, heard: Any, eventually: Any
+) -> None:
+    """The configuration allows a lease of twice the time between two beats."""
+    short = Coordinator(heartbeat_interval=1.0, heartbeat_timeout=2.0)
+    server = start(second, config=Config(coordinator=short))
+    eventually(lambda: server.info.is_leader)
+    time.sleep(4.0)
+    assert heard.count("leadership.gained") == 1
 
 
 def test_no_tick_is_lost_or_doubled_when_leaders_come_and_go(
