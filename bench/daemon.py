@@ -56,7 +56,7 @@ class Daemon:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "conductor_cli", "start-server", f"--processes={processes}"],
-                env=_variables(),
+                env=environments.variables(),
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -108,14 +108,6 @@ class Daemon:
 
     def _last_words(self) -> str:
         return self._log.read_text(errors="replace")[-1500:].strip() or "it said nothing"
-
-
-def _variables() -> dict[str, str]:
-    """As adapters have them, but with compiled modules cached, as an installation has them."""
-    cache = environments.WORK / "pycache"
-    kept = environments.variables() | {"PYTHONPYCACHEPREFIX": str(cache)}
-    kept.pop("PYTHONDONTWRITEBYTECODE", None)
-    return kept
 
 
 def _free_port() -> int:

@@ -38,10 +38,13 @@ def command(peer: Peer) -> list[str]:
 
 
 def variables() -> dict[str, str]:
-    """The environment variables of an adapter: this process's, less what would steer a client."""
+    """The environment variables of an adapter: this process's, less what would steer a client.
+
+    Compiled modules are cached, as an installation has them, but not in the checkout.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "CONDUCTOR_", "PYTHON"))}
     kept.pop("DATABASE_URL", None)
-    return kept | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    return kept | {"PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": str(WORK / "pycache")}
 
 
 def _venv(name: str, venv: Venv) -> Path:

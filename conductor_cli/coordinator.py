@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
+
+import msgspec
 
 from conductor_cli import telemetry
 from conductor_cli.attempt import Abort
@@ -40,8 +41,7 @@ LOOK_EVERY: Final = 0.02
 LOOK_AGAIN_DEAF: Final = 2.0  # seconds, for a scheduler that hears of no changes
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True):
     """How a coordinator behaves; durations in seconds.
 
     ``leads``: it stands for election and runs the scheduler while it leads.
@@ -364,8 +364,7 @@ class JobCoordinator:
             parts.dispatcher.wake()
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
+class _Parts(msgspec.Struct, frozen=True):
     heartbeat: Heartbeat
     workers: Sequence[JobWorker]
     listener: Listener | None

@@ -16,7 +16,6 @@ import threading
 import time
 from collections import Counter, deque
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
@@ -66,8 +65,7 @@ class Finished(msgspec.Struct, frozen=True, gc=False):
     recorded: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """One exchange with the database: what to record, how many to claim, whether to look for
     due ones first, and whether to ask what the database thinks this worker runs.
 

@@ -6,7 +6,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC
 from typing import Any, Final
 from uuid import UUID
@@ -22,8 +21,7 @@ KEY_LIMIT: Final = 500
 Target = Task[..., Any] | ConfiguredTask[..., Any] | Invocation[Any] | str
 
 
-@dataclass(frozen=True, slots=True)
-class Invoked:
+class Invoked(msgspec.Struct, frozen=True):
     """What is to be invoked: a task or its name, a payload, and how."""
 
     task: Task[..., Any] | str

@@ -75,7 +75,7 @@ class Dispatcher(PeriodicService):
         trusts_listener: Callable[[], bool],
         on_death: Callable[[Service, BaseException], None],
     ) -> None:
-        super().__init__("dispatcher", pause=DISPATCH_POLL, on_death=on_death)
+        super().__init__("dispatcher", pause=DISPATCH_POLL, pauses_first=True, on_death=on_death)
         self._database = database
         self._trusts_listener = trusts_listener
 
@@ -99,14 +99,12 @@ class Registrar(PeriodicService):
     def __init__(
         self, register: Callable[[], object], *, on_death: Callable[[Service, BaseException], None]
     ) -> None:
-        super().__init__("registrar", pause=REGISTER_EVERY, on_death=on_death)
+        # At the start it has just been done.
+        super().__init__("registrar", pause=REGISTER_EVERY, pauses_first=True, on_death=on_death)
         self._register = register
-        self._is_first = True
 
     def tick(self) -> bool:
-        if not self._is_first:  # at the start it has just been done
-            self._register()
-        self._is_first = False
+        self._register()
         return False
 
 

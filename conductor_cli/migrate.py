@@ -11,10 +11,10 @@ import importlib.resources
 import re
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import psycopg
 
 from conductor_cli import pooler, telemetry
@@ -67,8 +67,7 @@ GRANTS: Final = """
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Migration:
+class Migration(msgspec.Struct, frozen=True):
     """One file."""
 
     version: int
@@ -82,8 +81,7 @@ class Migration:
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(msgspec.Struct, frozen=True):
     """A migration that the database has."""
 
     version: int

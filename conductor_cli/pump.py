@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, assert_never
+
+import msgspec
 
 from conductor_cli import catalog, telemetry
 from conductor_cli.database import Link, is_bad_value, is_locked
@@ -45,30 +46,27 @@ PROMOTE_BATCH: Final = 1000
 _BEYOND: Final = ~int(Flag.CANCEL_ASKED | Flag.WATCHED)  # flags of an end that concerns others
 
 
-@dataclass(frozen=True, slots=True)
-class Retention:
+class Retention(msgspec.Struct, frozen=True):
     """Seconds for which ended executions are kept where their task says nothing."""
 
     completed: float
     failed: float
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(msgspec.Struct, frozen=True):
     """An outcome the database has accepted."""
 
     id: UUID
     state: State
 
 
-@dataclass(slots=True)
-class _Batch:
+class _Batch(msgspec.Struct):
     """Outcomes by the statement that records them."""
 
-    ended: list[Finished] = field(default_factory=list)
-    flagged: list[Finished] = field(default_factory=list)
-    leaving: list[Finished] = field(default_factory=list)
-    given: list[Finished] = field(default_factory=list)
+    ended: list[Finished] = msgspec.field(default_factory=list)
+    flagged: list[Finished] = msgspec.field(default_factory=list)
+    leaving: list[Finished] = msgspec.field(default_factory=list)
+    given: list[Finished] = msgspec.field(default_factory=list)
 
 
 class Pump(PeriodicService):
@@ -153,7 +151,7 @@ class Pump(PeriodicService):
             return []
         claim = self._claim(plan)
         if plan.apart and batch.ended:
-            self._exchange(conn, batch.ended, replace(claim, limit=0))
+            self._exchange(conn, batch.ended, msgspec.structs.replace(claim, limit=0))
             return self._exchange(conn, [], claim)
         return self._exchange(conn, batch.ended, claim)
 
@@ -184,7 +182,7 @@ class Pump(PeriodicService):
 
     def _one_by_one(self, conn: Connection, ended: Iterable[Finished], claim: Claim) -> None:
         """A batch was refused for one of its values: the others must not suffer."""
-        nothing = replace(claim, limit=0)
+        nothing = msgspec.structs.replace(claim, limit=0)
         for each in ended:
             alone = [each]
             try:

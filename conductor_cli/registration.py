@@ -9,7 +9,6 @@ the old definitions come back by themselves once the last new server has left.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
     from conductor_cli.pump import Retention
 
 
-@dataclass(frozen=True, slots=True)
-class Definitions:
+class Definitions(msgspec.Struct, frozen=True):
     """What a program tells the database of the tasks it serves, and of their schedules."""
 
     tasks: Sequence[TaskSpec]

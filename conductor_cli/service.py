@@ -123,10 +123,12 @@ class PeriodicService(Service):
         name: str,
         *,
         pause: float,
+        pauses_first: bool = False,
         on_death: Callable[[Service, BaseException], None] | None = None,
     ) -> None:
         super().__init__(name, on_death=on_death)
         self.pause = pause
+        self._pauses_first = pauses_first
         self._awake = threading.Event()
         self._troubles = 0
 
@@ -150,6 +152,9 @@ class PeriodicService(Service):
         self._awake.set()
 
     def run(self) -> None:
+        if self._pauses_first:
+            self._awake.wait(self.pause)
+            self._awake.clear()
         while not self._stopping.is_set():
             pause = self._round()
             if self._troubles:  # hints may come thick and fast: not one try for each

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from conductor_cli import migrate, telemetry
 from conductor_cli.database import Database, Link, Listening, is_transient
@@ -22,8 +23,7 @@ JUMP: Final = 2.0  # seconds by which the database's clock may go faster or slow
 WARN_OFFSET_EVERY: Final = 3600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """One server, as it enters the fleet."""
 
     id: UUID
@@ -39,8 +39,7 @@ class Identity:
         return f"conductor_{self.id.hex}"
 
 
-@dataclass(frozen=True, slots=True)
-class Beaten:
+class Beaten(msgspec.Struct, frozen=True):
     """A pulse, the monotonic moment just before its beat was sent, and whether this server may
     judge others by it: not while it has only just come back from an outage that hit them too, nor
     until they have had the time to beat after the database's clock has jumped."""

@@ -14,8 +14,7 @@ PEER = Peer(
     name="conductor",
     program="bench.peers.conductor",
     environment=Here(),
-    unfinished="select exists (select from conductor.executions"
-    " where state in ('pending', 'running', 'waiting'))",
+    unfinished="select exists (select from conductor.live)",
     skips=("*/*/tuned",),
     can=frozenset({"keep", "later", "transact", "discard", "durable"}),
     note="it adapts by itself, so no tuned settings; 10 threads; discard: retain_completed=0",

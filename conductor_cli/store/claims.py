@@ -6,7 +6,6 @@ its claim token, and says which rows it still held.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, assert_never
 from uuid import UUID
 
@@ -163,8 +162,7 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
     keep: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """Whom to claim for, and how many of what. ``token`` is new for every claim."""
 
     owner: UUID
@@ -175,8 +173,7 @@ class Claim:
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(msgspec.Struct, frozen=True):
     """What an exchange brought.
 
     ``missing``: those of the batch that were not ended; ``cancelled``: those that ended
@@ -295,8 +292,7 @@ REQUEUE: Final = Statement(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Requeued:
+class Requeued(msgspec.Struct, frozen=True):
     """A claim to give back: a retry, a snooze or a hand-back."""
 
     id: UUID
@@ -320,8 +316,7 @@ def requeue(conn: Connection, given: Sequence[Requeued]) -> set[UUID]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """Why a write did not hold its row: ``locked``, ``cancelled``, ``flagged`` (its end concerns
     more than itself), ``recorded`` or ``stale``."""
 
@@ -353,8 +348,7 @@ def inspect(conn: Connection, ids: Sequence[UUID], tokens: Sequence[int]) -> dic
     return {v.id: v.verdict for v in INSPECT.all(conn, ids=ids, tokens=tokens)}
 
 
-@dataclass(frozen=True, slots=True)
-class Promoted:
+class Promoted(msgspec.Struct, frozen=True):
     """How many became ready, and when the next one is due (None: none is).
 
     ``next_in``: in seconds from now; ``next_at``: seconds since 1970 by the database's clock.

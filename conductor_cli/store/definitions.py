@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
@@ -236,8 +235,7 @@ class Version(NamedTuple):
     changed_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class DueSchedule:
+class DueSchedule(msgspec.Struct, frozen=True):
     """A schedule whose next tick has come, or the next to come (``due`` tells)."""
 
     task: str

@@ -6,9 +6,10 @@ takes a connection first and never commits; every write names its claim token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
+
+import msgspec
 
 from conductor_cli.database import Connection, Statement
 from conductor_cli.store import claims
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from conductor_cli.store.claims import Ended
 
 
-@dataclass(frozen=True, slots=True)
-class Concluded:
+class Concluded(msgspec.Struct, frozen=True):
     """An execution that has ended; ``cancelled``: because somebody had asked for it."""
 
     id: UUID
@@ -150,8 +150,7 @@ SUSPEND: Final = Statement(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Leaving:
+class Leaving(msgspec.Struct, frozen=True):
     """A claim whose attempt has left its thread."""
 
     id: UUID

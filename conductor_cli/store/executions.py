@@ -5,10 +5,10 @@ Every function takes a connection first and never commits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+import msgspec
 from psycopg.errors import UniqueViolation
 
 from conductor_cli.database import Connection, Statement, atomically
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Met:
+class Met(msgspec.Struct, frozen=True):
     """An invocation that met an execution with its dedupe key."""
 
     asked: UUID
@@ -168,8 +167,7 @@ def retry(conn: Connection, id: UUID, *, restart: bool = False) -> bool:
         return RETRY.one(conn, id=id, restart=restart, keyed=False) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Marked:
+class Marked(msgspec.Struct, frozen=True):
     """One that had not ended; ``marked``: its end will be told."""
 
     id: UUID

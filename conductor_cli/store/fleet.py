@@ -5,9 +5,10 @@ Lateness is judged by the database's clock on both sides of each comparison.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
+
+import msgspec
 
 from conductor_cli.database import Connection, Statement
 
@@ -83,8 +84,7 @@ def leave(conn: Connection, id: UUID) -> None:
     LEAVE.only(conn, id=id)
 
 
-@dataclass(frozen=True, slots=True)
-class Pulse:
+class Pulse(msgspec.Struct, frozen=True):
     """What a beat told. Durations in seconds from the database's now, None: never.
 
     ``known``: the fleet still counts this server among the living. ``term``: the number of the
@@ -195,8 +195,7 @@ def resign(conn: Connection, id: UUID, term: int) -> bool:
     return RESIGN.only(conn, id=id, term=term) > 0
 
 
-@dataclass(frozen=True, slots=True)
-class Rescued:
+class Rescued(msgspec.Struct, frozen=True):
     """What a rescue did, for one queue: rows given back, and rows that crashed too often."""
 
     queue: str

@@ -6,7 +6,6 @@ claim still stands, and says so: it returns None, or nothing, where it does not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -88,8 +87,7 @@ def load(conn: Connection, id: UUID, token: int) -> tuple[int, list[Entry]] | No
     return rows[0].wakes, entries
 
 
-@dataclass(frozen=True, slots=True)
-class New:
+class New(msgspec.Struct, frozen=True):
     """An entry to be written. It lasts until ``until``, or for ``seconds`` from now."""
 
     name: str
@@ -175,8 +173,7 @@ def record(conn: Connection, id: UUID, token: int, new: Sequence[New], *, mark: 
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Child:
+class Child(msgspec.Struct, frozen=True):
     """An execution to be created: the name it has in the ledger, its task, its id."""
 
     name: str
@@ -251,8 +248,7 @@ ADOPT: Final = Statement(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Children:
+class Children(msgspec.Struct, frozen=True):
     """Executions to be created by another. ``kind``: c to be waited for, d not; ``group``: the
     name under which they belong together; ``seconds``: how long the wait lasts."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from conductor_cli.database import Connection, Statement
 
@@ -37,8 +38,7 @@ def resume(conn: Connection, queue: str) -> bool:
     return RESUME.only(conn, queue=queue)
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(msgspec.Struct, frozen=True):
     """How many of a queue have not begun, and when they were counted."""
 
     count: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -158,8 +157,7 @@ def by_prefix(conn: Connection, low: UUID, high: UUID, limit: int) -> list[Execu
     return [_execution(row) for row in BY_PREFIX.all(conn, low=low, high=high, limit=limit)]
 
 
-@dataclass(frozen=True, slots=True)
-class Backlog:
+class Backlog(msgspec.Struct, frozen=True):
     """What is left in some queues, counted in one snapshot.
 
     ``ready``: could be claimed by whoever serves ``tasks``; ``running``: anywhere; ``blocked``: by
@@ -218,8 +216,7 @@ def backlog(conn: Connection, queues: Sequence[str], tasks: Sequence[str]) -> Ba
     return BACKLOG.only(conn, queues=list(queues), tasks=list(tasks))
 
 
-@dataclass(frozen=True, slots=True)
-class QueueReport:
+class QueueReport(msgspec.Struct, frozen=True):
     """One queue: live counts, and what it has finished in the last minute."""
 
     queue: str
@@ -275,8 +272,7 @@ QUEUES: Final = Statement(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ServerReport:
+class ServerReport(msgspec.Struct, frozen=True):
     """One server of the fleet, by the database's clock."""
 
     id: UUID
@@ -309,8 +305,7 @@ SERVERS: Final = Statement(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class UnservedReport:
+class UnservedReport(msgspec.Struct, frozen=True):
     """Ready executions of a task that no living server's queue list and registry covers."""
 
     queue: str
@@ -338,8 +333,7 @@ UNSERVED: Final = Statement(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """Why an execution that has not ended stands where it does.
 
     ``due_in``: seconds, None without a deadline; ``ahead``: how many ready ones of its queue come

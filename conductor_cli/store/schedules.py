@@ -5,7 +5,6 @@ How they come to be and tick is in ``definitions``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduleRow:
+class ScheduleRow(msgspec.Struct, frozen=True):
     """A row of conductor.schedules, its payload as text."""
 
     task: str
@@ -34,8 +32,7 @@ class ScheduleRow:
     last_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduleReport:
+class ScheduleReport(msgspec.Struct, frozen=True):
     """A schedule. ``declared``: by a trigger of its task; ``next_at``: null when it is paused, or
     never ticks again."""
 
