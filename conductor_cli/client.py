@@ -20,7 +20,17 @@ from conductor_cli import (
     waiting,
 )
 from conductor_cli.config import Config, load
-from conductor_cli.invoking import Ids, Invoked, Row, Target, ids_in_order, new_id, rank_of, row
+from conductor_cli.invoking import (
+    PLAIN,
+    Ids,
+    Invoked,
+    Row,
+    Target,
+    ids_in_order,
+    new_id,
+    rank_of,
+    row,
+)
 from conductor_cli.models import Execution, State
 from conductor_cli.registry import Invocation, InvokeOptions, Task
 from conductor_cli.service import Deadline
@@ -55,6 +65,7 @@ class Conductor:
         self.ends = waiting.Ends(database)
         self._embedded: Embedded | None = None
         self._found: dict[str, tuple[float, definitions.Registered]] = {}
+        self._makers: dict[Task[..., Any], Callable[[object], Row]] = {}  # of plain rows
 
     @classmethod
     def create(
@@ -354,6 +365,10 @@ class Conductor:
 
     def row(self, task: Target, payload: object, options: Mapping[str, Any]) -> Row:
         """What ``invoke`` would insert, checked; raises what it raises."""
+        if not options and isinstance(task, Task):
+            if (make := self._makers.get(task)) is None:
+                make = self._makers[task] = self._maker(task, PLAIN)
+            return make(payload)
         return self._row(Invoked.of(task, payload, options))
 
     def rows(

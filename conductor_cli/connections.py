@@ -55,6 +55,8 @@ class Impatient(psycopg.Connection[Any]):
     was_silent: bool = False
     _file: tuple[int, int] | None = None  # its number and the socket behind it
     _is_robbed: bool = False
+    _speaking: _Speaking
+    _ears: select.poll
     _performed: dict[str, bytes]  # names of what perform() has prepared
     _names: Iterator[int]
     _overlaps: bool = False
@@ -65,7 +67,9 @@ class Impatient(psycopg.Connection[Any]):
         self.session = self.pgconn.backend_pid
         self.name = self.info.parameter_status("application_name") or ""
         self._performed, self._names = {}, count()
+        self._speaking = _Speaking(self)
         number = self.pgconn.socket
+        self._ears = _poll(number, select.POLLIN)
         self._file = number, os.fstat(number).st_ino
 
     def check(self) -> None:
@@ -113,7 +117,7 @@ class Impatient(psycopg.Connection[Any]):
         given = [None if value is None else value.encode() for value in values]
         if any([value is not None and b"\0" in value for value in given]):
             raise psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
-        with self.lock, self._speaking():
+        with self._speaking:
             self._settle()
             if self._overlaps and make is None:
                 self._send(sql, given)
@@ -148,19 +152,6 @@ class Impatient(psycopg.Connection[Any]):
             self._give_up()
             raise
 
-    @contextmanager
-    def _speaking(self) -> Iterator[None]:
-        try:
-            yield
-        except Silent:
-            self._give_up()
-            raise
-        except psycopg.Error:
-            raise
-        except BaseException:  # nobody will read the reply to what has been sent
-            self.pgconn.finish()
-            raise
-
     def _answer(self, sql: str, given: Sequence[bytes | None]) -> PGresult:
         is_alone = self.pgconn.transaction_status == TransactionStatus.IDLE
         self._send(sql, given)
@@ -189,7 +180,7 @@ class Impatient(psycopg.Connection[Any]):
             self._replied()
 
     def _settled(self) -> None:
-        with self.lock, self._speaking():
+        with self._speaking:
             self._settle()
 
     def _rows(self, result: PGresult, make: Callable[[Sequence[Any]], T]) -> list[T]:
@@ -204,7 +195,7 @@ class Impatient(psycopg.Connection[Any]):
         failed: PGresult | None = None
         while True:
             while pg.is_busy():
-                self._await(select.POLLIN)
+                self._await(self._ears)
                 pg.consume_input()
             result = pg.get_result()
             if result is None:
@@ -223,12 +214,10 @@ class Impatient(psycopg.Connection[Any]):
 
     def _flush(self) -> None:
         while self.pgconn.flush():
-            self._await(select.POLLIN | select.POLLOUT)
+            self._await(_poll(self.pgconn.socket, select.POLLIN | select.POLLOUT))
             self.pgconn.consume_input()
 
-    def _await(self, events: int) -> None:
-        poll = select.poll()
-        poll.register(self.pgconn.socket, events)
+    def _await(self, poll: select.poll) -> None:
         quiet_since: float | None = None
         while not poll.poll(LOOK_UP * 1000):
             quiet_since = self._still_quiet(quiet_since)
@@ -258,6 +247,30 @@ class Impatient(psycopg.Connection[Any]):
         self.pgconn.finish()
 
 
+class _Speaking:
+    """Lets one thread at a time send and read replies by libpq itself. A connection on which that
+    ended other than by an answer is closed: nobody would read the reply to what has been sent."""
+
+    __slots__ = ("_conn", "_lock")
+
+    def __init__(self, conn: Impatient) -> None:
+        self._conn, self._lock = conn, conn.lock
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        try:
+            if kind is None:
+                return
+            if issubclass(kind, Silent):
+                self._conn._give_up()
+            elif not issubclass(kind, psycopg.Error):
+                self._conn.pgconn.finish()
+        finally:
+            self._lock.release()
+
+
 def refuse_dead(conn: psycopg.Connection[Any]) -> None:
     """Raise when a connection that waits in a pool has come to its end, without asking it."""
     if _has_something_to_say(conn):
@@ -267,6 +280,10 @@ def refuse_dead(conn: psycopg.Connection[Any]) -> None:
 
 def _has_something_to_say(conn: psycopg.Connection[Any]) -> bool:
     """Nobody has asked it anything: it says that it is at its end, or something as unusual."""
-    poll = select.poll()
-    poll.register(conn.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(_poll(conn.fileno(), select.POLLIN).poll(0))
+
+
+def _poll(number: int, events: int) -> select.poll:
+    made = select.poll()
+    made.register(number, events)
+    return made

@@ -79,7 +79,7 @@ def _ids(rows: Sequence[Row], met: Rows) -> Ids:
 def _send_one(conn: Connection, row: Row) -> UUID:
     if (kind := row.kind) is not None:
         task, queue, rank = kind
-        executions.enqueue_plain(conn, (row.id,), (row.payload,), task=task, queue=queue, rank=rank)
+        executions.enqueue_one(conn, row.id, row.payload, task=task, queue=queue, rank=rank)
         return row.id
     met = executions.enqueue(conn, array((row.full,)), recheck=row.options.id is not None)
     return ids((row,), {m.asked: m.met for m in met})[0]

@@ -75,6 +75,26 @@ def enqueue_plain(
     )  # fmt: skip
 
 
+ENQUEUE_ONE: Final[Statement[None]] = Statement(
+    row=None,
+    sql="""
+    -- ENQUEUE_PLAIN for a single one: no arrays to be taken apart, on either side.
+    with told as (select conductor.notify_queue(%(queue)s, %(rank)s, null))
+    insert into conductor.live (id, run_at, created_at, rank, state, queue, task, payload)
+    select %(id)s::uuid, conductor.now(), conductor.now(), %(rank)s, 'r', %(queue)s, %(task)s,
+        %(payload)s::json
+    from told
+    """,
+)
+
+
+def enqueue_one(
+    conn: Connection, id: UUID, payload: str, *, task: str, queue: str, rank: int
+) -> None:
+    """Create one execution; ``payload`` is JSON text."""
+    ENQUEUE_ONE.run(conn, id=id, payload=payload, task=task, queue=queue, rank=rank)
+
+
 # On connections that callers lend, of drivers of which not every one lets "::" follow a parameter.
 LENT: Final = """
     select cast(asked as text), cast(met as text)

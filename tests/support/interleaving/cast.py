@@ -260,10 +260,11 @@ class Client:
     def _send(self, conn: Any, id: UUID, spec: dict[str, Any], again: bool) -> list[executions.Met]:
         if again or spec.keys() & {"run_at", "dedupe_key"}:
             return executions.enqueue(conn, json.dumps([spec]), recheck=again)
-        executions.enqueue_plain(
-            conn, [id], ["{}"],
-            task=spec["task"], queue=QUEUE, rank=spec["rank"],
-        )  # fmt: skip
+        given = {"task": spec["task"], "queue": QUEUE, "rank": spec["rank"]}
+        if id.int % 2:
+            executions.enqueue_one(conn, id, "{}", **given)
+        else:
+            executions.enqueue_plain(conn, [id], ["{}"], **given)
         return []
 
     def _answered(self, id: UUID, met: list[executions.Met]) -> None:
