@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(words)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `with` blocks clean up
     try:
-        with postgres.running(options.postgres) as server:
+        with postgres.running(options.postgres, options.data) as server:
             stage = Stage(server, _peers(options), _plan(options))
             _measure(stage, options.measure)
     except postgres.PostgresFailed as error:
@@ -73,6 +73,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     parser.add_argument(
         "--postgres", type=Path, metavar="DIR", help="Postgres programs; default: newest found"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="where Postgres keeps its data; default: bench/.work",
     )
     options = parser.parse_args(arguments)
     _check(parser, "measures", options.measure, [*MEASURES, "all"])

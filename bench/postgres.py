@@ -88,8 +88,10 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def running(programs: Path | None = None) -> Iterator[Postgres]:
+def running(programs: Path | None = None, parent: Path | None = None) -> Iterator[Postgres]:
     """Start a server, yield it, stop it and remove its folder, however the block ends.
+
+    The folder is made in ``parent``; default: below the checkout, where that can be.
 
     Should this process be killed outright, the kernel asks Postgres to stop; the folder left
     behind is removed by the next run.
@@ -98,7 +100,7 @@ def running(programs: Path | None = None) -> Iterator[Postgres]:
     if not (programs / "initdb").exists():
         raise PostgresFailed(f"there is no initdb in {programs}")
     account = _account()
-    folder = _make_folder(account)
+    folder = _make_folder(account, parent or _default_parent(account))
     try:
         _initialize(programs, folder, account)
         server = _launch(programs, folder, account)
@@ -136,13 +138,19 @@ def _account() -> pwd.struct_passwd | None:
     raise PostgresFailed("running as root, and there is no account `postgres` or `nobody`")
 
 
-def _make_folder(account: pwd.struct_passwd | None) -> Path:
+def _default_parent(account: pwd.struct_passwd | None) -> Path:
     WORK.mkdir(parents=True, exist_ok=True)
     reachable = account is None or all(p.stat().st_mode & 0o001 for p in (WORK, *WORK.parents))
     short = len(str(WORK)) < 60  # a socket's path may have 107 bytes
-    parent = WORK if reachable and short else Path(tempfile.gettempdir())
-    _remove_leftovers(parent)
-    folder = Path(tempfile.mkdtemp(prefix=f"bench-pg-{os.getpid()}-", dir=parent))
+    return WORK if reachable and short else Path(tempfile.gettempdir())
+
+
+def _make_folder(account: pwd.struct_passwd | None, parent: Path) -> Path:
+    try:
+        _remove_leftovers(parent)
+        folder = Path(tempfile.mkdtemp(prefix=f"bench-pg-{os.getpid()}-", dir=parent))
+    except OSError as error:
+        raise PostgresFailed(f"no folder can be made in {parent}: {error.strerror}") from error
     if account is not None:
         os.chown(folder, account.pw_uid, account.pw_gid)
     return folder
