@@ -154,8 +154,16 @@ def is_direct(conn: psycopg.Connection[Any]) -> bool:
 
 def shares_sessions(one: psycopg.Connection[Any], other: psycopg.Connection[Any]) -> bool:
     """Whether transactions of two connections are seen to meet in one server session, or those
-    of one connection in several. True is certain; False may be luck on a busy pooler."""
-    seen = [(_session_of(one), _session_of(other)) for _ in range(ROUNDS)]
+    of one connection in several. True is certain; False may be luck on a busy pooler.
+
+    They take turns at being first: a pooler that goes around among two sessions would otherwise
+    give each the same one every time.
+    """
+    seen = []
+    for number in range(ROUNDS):
+        first, second = (one, other) if number % 2 == 0 else (other, one)
+        met = {first: _session_of(first), second: _session_of(second)}
+        seen.append((met[one], met[other]))
     return any(a == b for a, b in seen) or len(set(seen)) > 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -23,6 +24,7 @@ from conductor_cli import (
     State,
     cron,
     migrate,
+    pooler,
     task,
 )
 from conductor_cli.config import Config
@@ -362,3 +364,14 @@ def test_a_stop_ends_what_runs(conductor: Conductor, start: Any, eventually: Any
     found = conductor.get(id)
     assert found is not None
     assert found.state is not State.RUNNING
+
+
+@pytest.mark.parametrize("sessions", [1, 2, 3, 4])
+def test_a_pooler_that_goes_around_is_seen_to_share(
+    monkeypatch: pytest.MonkeyPatch, sessions: int
+) -> None:
+    around = itertools.cycle(range(sessions))
+    monkeypatch.setattr(pooler, "_session_of", lambda _: next(around))
+    one: Any = object()
+    other: Any = object()
+    assert pooler.shares_sessions(one, other)
