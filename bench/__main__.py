@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("bench: interrupted", file=sys.stderr)
         return 130
     command = shlex.join(["python", "-m", "bench", *words])
-    whole = report.text(stage, command) + "\n" + budgets.text(stage)
+    whole = report.text(stage, command)
+    if options.data is None:  # the budgets are of a machine with its disk
+        whole += "\n" + budgets.text(stage)
     print("\n" + whole)
     if options.markdown:
         options.markdown.write_text(whole)

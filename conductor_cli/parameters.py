@@ -15,8 +15,6 @@ def text(value: object) -> str | None:
     """A parameter, a list of them as an array; raises TypeError for what none of ours is."""
     if value is None:
         return None
-    if (written := _WRITTEN.get(type(value))) is not None:
-        return written(value)
     for kind in type(value).__mro__:
         if (written := _WRITTEN.get(kind)) is not None:
             return written(value)

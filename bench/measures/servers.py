@@ -70,7 +70,7 @@ def _drain(
     """Executions per second, deadlocks, executions run twice (below zero: not at all).
 
     All processes are up before any is told to work; the time runs from the first body of the
-    first of them, so that the start of the others weighs on the figure, but hardly.
+    first of them, so that the start of the others weighs on the figure of several.
     """
     with stage.fresh_database(peer) as (url, meter), ExitStack() as stack:
         with PeerProcess(peer, url, "producer") as producer:

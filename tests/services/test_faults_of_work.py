@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -339,3 +340,41 @@ def test_who_locked_a_row_and_let_go_of_it_costs_nobody_his_connection(
     assert looks == [set()]
     assert heard.count("database.lost") == 0
     holder.close()
+
+
+def test_what_was_recorded_apart_stays_so_when_the_claim_after_it_fails(
+    conductor: Conductor, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers, so that many are recorded and claimed in two statements."""
+    exchange, lost = claims.exchange, []
+    recording = threading.local()
+
+    def losing(conn: Any, ended: Any, claim: Any) -> Any:
+        follows, recording.apart = getattr(recording, "apart", False), False
+        if follows and not lost:
+            lost.append(claim.limit)
+            raise psycopg.OperationalError("the reply was lost")
+        done = exchange(conn, ended, claim)
+        recording.apart = len(ended) >= 100 and claim.limit == 0
+        return done
+
+    monkeypatch.setattr(pump.claims, "exchange", losing)
+    runs: Counter[int] = Counter()
+
+    @task
+    def brief(n: int) -> None:
+        runs[n] += 1
+
+    start(brief)
+    start(brief)
+    count = 20_000
+    conductor.invoke_many(brief, [{"n": n} for n in range(count)])
+    until = time.monotonic() + 30
+    with conductor.database.connection() as conn:
+        while conn.execute("select exists (select from conductor.live)").fetchone() == (True,):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        kept = conn.execute("select count(*) from conductor.history where state = 'c'").fetchone()
+    assert kept == (count,)
+    assert lost
+    assert set(runs.values()) == {1}

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from conductor_cli import WorkerConfig, holding
-from conductor_cli.holding import BATCH, Finished, Holding, Plan, SuspectLane
+from conductor_cli.holding import BATCH, MOST_AHEAD, Finished, Holding, Plan, SuspectLane
 from conductor_cli.models import Claimed, Completed
 
 if TYPE_CHECKING:
@@ -155,3 +155,23 @@ def test_among_several_servers_many_are_recorded_and_claimed_apart(
     plan = held.plan(was_active=True)
     assert plan is not None
     assert plan.apart == apart
+
+
+@pytest.mark.parametrize("servers", [1, 2, 3, 50])
+def test_however_many_servers_claims_are_as_large_and_no_more_is_held(
+    held: Holding, clock: Clock, servers: int
+) -> None:
+    held.servers = servers
+    limits = []
+    exchange(held, again=False)
+    for _ in range(12):
+        for _ in range(500):
+            each = held.inbox.get()
+            assert each is not None
+            held.finish(Finished(each, Completed("null"), 0.0001))
+            clock.now += 0.00001
+            if held.inbox.empty():
+                break
+        limits.append(exchange(held).limit)
+        assert held.in_hand <= 10 + MOST_AHEAD
+    assert max(limits) == BATCH
