@@ -1,15 +1,11 @@
-"""An exception as it is stored, and raised again from what is stored."""
+"""An exception as it is stored: its type, its text, its traceback."""
 
 from __future__ import annotations
 
-import builtins
 import os
-import sys
 import traceback
 from typing import Any, Final
 
-from conductor_cli import errors
-from conductor_cli.errors import StepError
 from conductor_cli.models import ExecutionError
 
 NAME_LIMIT: Final = 500
@@ -21,30 +17,18 @@ _SHORT: Final = ("builtins", "conductor_cli.errors", "conductor_cli.attempt")
 
 def describe(error: BaseException) -> ExecutionError:
     """An exception as it is stored: texts cut, free of NUL, whatever its ``__str__`` does."""
-    message = text(error)
     kind = type(error)
     name = kind.__qualname__
     if kind.__module__ not in _SHORT:
         name = f"{kind.__module__}.{name}"
     if kind.__name__ == "TaskTimeout" and kind.__module__ in _SHORT:
         name = "TimeoutError"
-    return ExecutionError(clean(name, NAME_LIMIT), clean(message, MESSAGE_LIMIT), _traceback(error))
+    return ExecutionError(clean(name, NAME_LIMIT), text_as_stored(error), _traceback(error))
 
 
-def revive(stored: ExecutionError, where: str) -> Exception:
-    """The exception again, with its type and message, for code that catches that type.
-
-    Only a type that is loaded here already: a name in the database never imports anything.
-    """
-    kind = _kind(stored.type)
-    if kind is None:
-        return StepError(
-            f"{where} failed before with {stored.type}: {stored.message}. That type is not "
-            "loaded in this process, so it cannot be raised again."
-        )
-    error = kind.__new__(kind, stored.message)
-    error.args = (stored.message,)
-    return error
+def text_as_stored(error: BaseException) -> str:
+    """The text of an exception as ``describe`` stores it."""
+    return clean(text(error), MESSAGE_LIMIT)
 
 
 def text(value: object) -> str:
@@ -60,22 +44,6 @@ def clean(text: str, limit: int) -> str:
     if len(text) > limit:
         text = f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
-
-
-def _kind(name: str) -> type[Exception] | None:
-    module, _, rest = name.rpartition(".")
-    candidates: list[tuple[Any, str]] = [(builtins, name), (errors, name)]
-    while module:
-        candidates.append((sys.modules.get(module), rest))
-        module, _, last = module.rpartition(".")
-        rest = f"{last}.{rest}"
-    for home, path in candidates:
-        found = home
-        for part in path.split("."):
-            found = getattr(found, part, None)
-        if isinstance(found, type) and issubclass(found, Exception):
-            return found
-    return None
 
 
 def _traceback(error: BaseException) -> str | None:

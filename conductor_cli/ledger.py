@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import msgspec
 
-from conductor_cli import payloads, telemetry, timing
+from conductor_cli import payloads, stored_error, telemetry, timing
 from conductor_cli.attempt import Abort, TaskTimeout, shielded
 from conductor_cli.database import Loan, is_transient
 from conductor_cli.errors import (
@@ -30,7 +30,6 @@ from conductor_cli.errors import (
     Suspending,
     TaskSignal,
 )
-from conductor_cli.failure import describe, revive
 from conductor_cli.models import ExecutionError, Flag, Park, Suspended
 from conductor_cli.service import backoff
 from conductor_cli.store import claims, endings, events
@@ -568,7 +567,7 @@ class Run:
         self._ledger, self._step, self._decode, self._branch = ledger, step, decode, branch
         self._failures = 0 if entry is None else entry.failures
         if entry is not None and entry.state == "f":
-            raise revive(_error(entry), f"Step {step.name!r}")
+            raise stored_error.decode(entry.error or "{}")
         if entry is not None and entry.state == "c":
             self.value = self._decoded(entry.value or "null")
 
@@ -600,7 +599,7 @@ class Run:
         returns the seconds to wait in place where the thread cannot be left."""
         if isinstance(error, (TaskSignal, TaskTimeout)):
             raise error
-        name, told, before = self._step.name, _encoded(error), self._failures
+        name, told, before = self._step.name, stored_error.encode(error), self._failures
         self._failures += 1
         delay = None
         if self._failures < self._step.max_attempts:
@@ -685,10 +684,6 @@ def _decoder(fn: Callable[..., Any]) -> Callable[[str], Any]:
     if "return" not in getattr(payloads.underlying(fn), "__annotations__", {}):
         return payloads.decode
     return payloads.ResultType(fn).decode
-
-
-def _encoded(error: BaseException) -> str:
-    return msgspec.json.encode(describe(error)).decode()
 
 
 def _error(entry: Entry) -> ExecutionError:
