@@ -148,12 +148,14 @@ class Attempt:
         "jobs",
         "ledger",
         "main",
+        "max_attempts",
         "shielded",
         "thread_id",
     )
 
     def __init__(self, claimed: Claimed, deadline: float | None = None) -> None:
         self.claimed = claimed
+        self.max_attempts = 1  # of the task; whoever runs it says
         self.deadline = deadline  # on the monotonic clock
         self.thread_id: int | None = None
         self.interrupted = False

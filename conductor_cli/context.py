@@ -95,9 +95,20 @@ class _Base(Generic[S]):
 
     @property
     def attempt(self) -> int:
-        """Which claim of this execution it is, from 1; more after each resumption, retry and
-        rescue."""
+        """Which attempt it is, from 1: the failures before it and this one. A resumption, a rescue
+        and a hand-back go on with the same attempt."""
         return self._attempt.claimed.attempt
+
+    @property
+    def max_attempts(self) -> int:
+        """How many attempts the task has."""
+        return self._attempt.max_attempts
+
+    @property
+    def runs(self) -> int:
+        """Which run it is, from 1: how often a server has claimed this execution. A hand-back at
+        shutdown takes its own claim back."""
+        return self._attempt.claimed.runs
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
@@ -116,7 +127,10 @@ class _Base(Generic[S]):
         """A structlog logger bound to this execution."""
         claimed = self._attempt.claimed
         return telemetry.logger(
-            task=claimed.task, execution=str(claimed.id), attempt=claimed.attempt
+            task=claimed.task,
+            execution=str(claimed.id),
+            attempt=claimed.attempt,
+            run=claimed.runs,
         )
 
 

@@ -3,7 +3,7 @@
 The states of an execution, as everyone outside sees them::
 
     -         -> pending    invoked, or its schedule ticked
-    pending   -> running    due and claimed: a new claim token, attempt + 1
+    pending   -> running    due and claimed: a new claim token, runs + 1
     running   -> completed  the task returned
     running   -> failed     it raised or timed out and its failures reached max_attempts,
                             or it took its process down more than max_crashes times
@@ -75,8 +75,11 @@ class ExecutionError:
 class Execution:
     """One execution as it stood when it was read.
 
-    ``attempt`` counts claims; a hand-back at shutdown restores it. ``failures`` are attempts
-    that raised or timed out, ``crashes`` attempts lost with their process. Moments are UTC.
+    ``attempt`` is ``failures`` + 1: the attempt that is under way or comes next; of an ended
+    execution the attempt that ended it. ``runs`` counts claims; a hand-back at shutdown takes
+    its own back. ``failures`` are attempts that raised or timed out, ``crashes`` runs that were
+    lost with their process. ``cancel_requested``: it still runs and was asked to stop. Moments
+    are UTC.
     """
 
     id: UUID
@@ -97,6 +100,10 @@ class Execution:
     parent_id: UUID | None
     progress: Any
     metadata: Mapping[str, Any] | None
+    group: str | None
+    runs: int
+    cancel_requested: bool
+    dedupe_key: str | None
 
 
 class Claimed(msgspec.Struct, frozen=True, gc=False):
@@ -109,7 +116,7 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     token: int
     task: str
     payload: str
-    attempt: int
+    runs: int
     failures: int
     crashes: int
     timeout: float | None
@@ -119,6 +126,11 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     run_at: datetime
     seq: int
     flags: int
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this run belongs to, from 1."""
+        return self.failures + 1
 
 
 def is_suspect(crashes: int, max_crashes: int) -> bool:
@@ -159,7 +171,8 @@ class Retrying(msgspec.Struct, frozen=True, gc=False):
 
 
 class HandedBack(msgspec.Struct, frozen=True, gc=False):
-    """This process cannot run it (now): pending again after ``delay`` seconds, attempt restored."""
+    """This process cannot run it (now): pending again after ``delay`` seconds, this run
+    not counted."""
 
     delay: float
 

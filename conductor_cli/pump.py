@@ -281,6 +281,7 @@ class Pump(PeriodicService):
                     telemetry.emit(
                         "executions.stale", queue=self._queue, task=each.claimed.task,
                         execution=str(each.claimed.id), attempt=each.claimed.attempt,
+                        run=each.claimed.runs,
                     )  # fmt: skip
 
     def _again(self, finished: Finished) -> None:
@@ -369,6 +370,7 @@ class Pump(PeriodicService):
         telemetry.emit(
             "execution.failed", queue=self._queue, task=finished.claimed.task,
             execution=str(finished.claimed.id), attempt=finished.claimed.attempt,
+            run=finished.claimed.runs,
             error=f"{outcome.error.type}: {outcome.error.message}",
         )  # fmt: skip
 
@@ -391,6 +393,7 @@ class Pump(PeriodicService):
         telemetry.emit(
             "execution.retrying", queue=self._queue, task=finished.claimed.task,
             execution=str(finished.claimed.id), attempt=finished.claimed.attempt,
+            run=finished.claimed.runs,
             delay=round(outcome.delay, 3), counts=outcome.counts,
             error=f"{error.type}: {error.message}" if error else None,
         )  # fmt: skip

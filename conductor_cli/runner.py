@@ -76,6 +76,7 @@ class Runner:
         task = self.tasks.get(claimed.task)
         if task is None:  # another version of this program claimed it under this id
             return HandedBack(1.0)
+        attempt.max_attempts = task.settings.max_attempts
         before = current.set(attempt)
         try:
             outcome = self._attempted(task, attempt)

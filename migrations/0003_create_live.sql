@@ -17,7 +17,7 @@ create table conductor.live (
     created_at timestamptz not null,
     started_at timestamptz,
     timeout double precision,              -- seconds; null: the task's
-    attempt integer not null default 0,
+    runs integer not null default 0,       -- claims; a hand-back takes its own back
     failures integer not null default 0,
     crashes integer not null default 0,
     wakes integer not null default 0,      -- grows with all it may have waited for
@@ -92,7 +92,7 @@ create table conductor.attempts (
     seq bigint generated always as identity,
     started_at timestamptz,
     ended_at timestamptz not null,
-    attempt integer not null,
+    run integer not null,
     kind "char" not null,
     name text,                             -- s: what it waits for
     error json,

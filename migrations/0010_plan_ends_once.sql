@@ -118,12 +118,12 @@ begin
         )
         insert into conductor.history (
             id, parent_id, seq, token, run_at, created_at, started_at, finished_at, expires_at,
-            timeout, attempt, failures, crashes, rank, state, queue, task, dedupe_key, group_key,
+            timeout, runs, failures, crashes, rank, state, queue, task, dedupe_key, group_key,
             payload, metadata, event, result, error, progress, story)
         select id, parent_id, seq, case when finished or state <> 'x' then token end, run_at,
             created_at, started_at, conductor.now(),
             coalesce(conductor.now() + kept_for * interval '1 second', 'infinity'),
-            timeout, attempt, failures + (finished and ending = 'f')::integer, crashes + crashed,
+            timeout, runs, failures + (finished and ending = 'f')::integer, crashes + crashed,
             rank, ending, queue, task, dedupe_key, group_key, payload, metadata, event,
             case when ending = 'c' then result end,
             case when ending <> 'c' then coalesce(reason, error) end,

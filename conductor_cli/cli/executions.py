@@ -237,13 +237,32 @@ def _show(found: Sequence[Execution], *, as_json: bool) -> None:
         output.tell("There are none.")
 
 
-COLUMNS: Final = ("id", "task", "queue", "state", "attempt", "created_at", "run_at", "error")
+COLUMNS: Final = (
+    "id",
+    "task",
+    "queue",
+    "state",
+    "attempt",
+    "runs",
+    "created_at",
+    "run_at",
+    "error",
+)
 SHORT: Final = ("id", "task", "queue", "state", "age", "error")
 
 
 def _row(each: Execution) -> tuple[object, ...]:
     moments = (each.created_at, each.run_at)
-    return (each.id, each.task, each.queue, each.state, each.attempt, *moments, _error(each))
+    return (
+        each.id,
+        each.task,
+        each.queue,
+        each.state,
+        each.attempt,
+        each.runs,
+        *moments,
+        _error(each),
+    )
 
 
 def _short(each: Execution) -> tuple[object, ...]:

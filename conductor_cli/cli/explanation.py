@@ -39,10 +39,10 @@ def timeline(conductor: Conductor, execution: Execution) -> list[str]:
 
 
 def _moment(each: Moment) -> str:
-    attempt = "" if each.attempt is None else f"#{each.attempt}"
+    run = "" if each.run is None else f"#{each.run}"
     what = " ".join(text for text in (each.what, each.name) if text)
     detail = f" ({output.cut(each.detail, 100)})" if each.detail else ""
-    return f"{output.moment(each.at)}  {attempt:<4}{what}{detail}"
+    return f"{output.moment(each.at)}  {run:<4}{what}{detail}"
 
 
 def _text(value: object) -> str:

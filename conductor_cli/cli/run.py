@@ -79,7 +79,7 @@ def _claimed(task: Task[..., Any], value: Any, config: Config) -> Claimed:
     text = payloads.encode(given, f"The payload for task {task.name!r}", config.tasks.max_payload)
     task.binder.check(task.name, text)
     return Claimed(
-        id=new_id(), token=0, task=task.name, payload=text, attempt=1, failures=0, crashes=0,
+        id=new_id(), token=0, task=task.name, payload=text, runs=1, failures=0, crashes=0,
         timeout=None, metadata=None, event=None, rank=0, run_at=datetime.now(UTC), seq=0,
         flags=0,
     )  # fmt: skip

@@ -74,11 +74,11 @@ EXCHANGE: Final = Statement(
     ), kept as (
         insert into conductor.history (
             id, parent_id, seq, token, run_at, created_at, started_at, finished_at, expires_at,
-            timeout, attempt, failures, crashes, rank, state, queue, task, dedupe_key,
+            timeout, runs, failures, crashes, rank, state, queue, task, dedupe_key,
             group_key, payload, metadata, event, result, error)
         select id, parent_id, seq, token, run_at, created_at, started_at, conductor.now(),
             coalesce(conductor.now() + keep * interval '1 second', 'infinity'),
-            timeout, attempt, failures + (ending = 'f')::integer, crashes, rank,
+            timeout, runs, failures + (ending = 'f')::integer, crashes, rank,
             (case when flags & 1 <> 0 then 'k' else ending end)::"char",
             queue, task, dedupe_key, group_key, payload, metadata, event,
             case when flags & 1 = 0 and ending = 'c' then coalesce(result, 'null')::json end,
@@ -87,7 +87,7 @@ EXCHANGE: Final = Statement(
         where keep is distinct from 0
     ), claimed as (
         update conductor.live set
-            state = 'x', owner = %(owner)s, token = %(token)s, attempt = attempt + 1,
+            state = 'x', owner = %(owner)s, token = %(token)s, runs = runs + 1,
             started_at = conductor.now()
         where ctid = any (array(
             select ctid from conductor.live
@@ -101,14 +101,14 @@ EXCHANGE: Final = Statement(
             order by rank, run_at, seq
             limit %(limit)s
             for update skip locked))
-        returning id, token, task, payload, attempt, failures, crashes, timeout, metadata, event,
+        returning id, token, task, payload, runs, failures, crashes, timeout, metadata, event,
             rank, run_at, seq, flags
     ), summary as (
         select count(*) as ended, count(*) filter (where flags & 1 <> 0) as cancelled,
             count(conductor.notify_ended(id)) filter (where flags & 8 <> 0) as told
         from gone
     )
-    select c.id, c.token, c.task, c.payload::text, c.attempt, c.failures, c.crashes, c.timeout,
+    select c.id, c.token, c.task, c.payload::text, c.runs, c.failures, c.crashes, c.timeout,
         c.metadata::text, c.event::text, c.rank, c.run_at, c.seq, c.flags,
         case when s.ended < cardinality(%(ids)s::uuid[]) then
             array(select id from outcome where id not in (select id from gone)) end as missing,
@@ -126,7 +126,7 @@ CLAIM: Final = Statement(
     -- claims skip each other's rows, and nobody moves a row that this statement has locked.
     with claimed as (
         update conductor.live set
-            state = 'x', owner = %(owner)s, token = %(token)s, attempt = attempt + 1,
+            state = 'x', owner = %(owner)s, token = %(token)s, runs = runs + 1,
             started_at = conductor.now()
         where ctid = any (array(
             select ctid from conductor.live
@@ -140,10 +140,10 @@ CLAIM: Final = Statement(
             order by rank, run_at, seq
             limit %(limit)s
             for update skip locked))
-        returning id, token, task, payload, attempt, failures, crashes, timeout, metadata, event,
+        returning id, token, task, payload, runs, failures, crashes, timeout, metadata, event,
             rank, run_at, seq, flags
     )
-    select id, token, task, payload::text, attempt, failures, crashes, timeout, metadata::text,
+    select id, token, task, payload::text, runs, failures, crashes, timeout, metadata::text,
         event::text, rank, run_at, seq, flags
     from claimed
     order by rank, run_at, seq
@@ -256,10 +256,10 @@ REQUEUE: Final = Statement(
     -- not touched: inspect() finds it, and it is ended instead.
     with outcome as materialized (
         select * from unnest(%(ids)s::uuid[], %(tokens)s::bigint[], %(delays)s::float8[],
-                             %(failures)s::int[], %(attempts)s::int[], %(errors)s::text[])
-            as o (id, token, delay, failures, attempts, error)
+                             %(failures)s::int[], %(uncounted)s::int[], %(errors)s::text[])
+            as o (id, token, delay, failures, uncounted, error)
     ), held as materialized (
-        select l.id, l.attempt, l.started_at, o.delay, o.failures, o.attempts, o.error
+        select l.id, l.runs, l.started_at, o.delay, o.failures, o.uncounted, o.error
         from outcome o
         join conductor.live l on l.id = any (array[o.id]) and l.token = o.token
             and l.state::text = 'x' and l.flags & 1 = 0
@@ -271,17 +271,17 @@ REQUEUE: Final = Statement(
             run_at = conductor.now() + h.delay * interval '1 second',
             owner = null,
             failures = l.failures + h.failures,
-            attempt = l.attempt + h.attempts,
+            runs = l.runs - h.uncounted,
             error = coalesce(h.error::json, l.error),
-            flags = l.flags & ~(32 | 64) | case when h.attempts = 0 then 16 else 0 end
+            flags = l.flags & ~(32 | 64) | case when h.uncounted = 0 then 16 else 0 end
         from held h where l.id = any (array[h.id])
         returning l.id, l.queue, l.rank, l.state, l.run_at
     ), logged as (
         insert into conductor.attempts (
-            execution_id, started_at, ended_at, attempt, kind, error)
-        select id, started_at, conductor.now(), attempt,
+            execution_id, started_at, ended_at, run, kind, error)
+        select id, started_at, conductor.now(), runs,
             case when failures > 0 then 'f' else 'z' end::"char", error::json
-        from held where attempts = 0
+        from held where uncounted = 0
     ), told as materialized (
         select conductor.notify_queue(
             queue, min(rank), case when state = 's' then min(run_at) end)
@@ -310,7 +310,7 @@ def requeue(conn: Connection, given: Sequence[Requeued]) -> set[UUID]:
             tokens=[g.token for g in given],
             delays=[float(g.outcome.delay) for g in given],
             failures=[int(r is not None and r.counts) for r in retries],
-            attempts=[0 if r is not None else -1 for r in retries],
+            uncounted=[int(r is None) for r in retries],
             errors=[encode_error(r.error) if r is not None else None for r in retries],
         )
     )
@@ -405,7 +405,7 @@ RECONCILE: Final = Statement(
         for update skip locked
     ), back as (
         update conductor.live l set
-            state = 'r', run_at = conductor.now(), owner = null, attempt = l.attempt - 1
+            state = 'r', run_at = conductor.now(), owner = null, runs = l.runs - 1
         from lost where l.id = any (array[lost.id]) and lost.flags & 1 = 0
     )
     select (select count(*) from lost)::int

@@ -119,7 +119,7 @@ SUSPEND: Final = Statement(
                              %(parks)s::text[], %(untils)s::timestamptz[], %(wakes)s::int[])
             as o (id, token, name, park, until, wakes)
     ), held as materialized (
-        select l.id, l.attempt, l.started_at, o.name, o.park,
+        select l.id, l.runs, l.started_at, o.name, o.park,
             case when l.wakes > o.wakes or o.until <= conductor.now() then 'r'
                  when o.park = 'w' then 'w' else 's' end as state,
             o.until
@@ -138,8 +138,8 @@ SUSPEND: Final = Statement(
         from held h where l.id = any (array[h.id])
         returning l.id, l.queue, l.rank, l.state, l.run_at
     ), logged as (
-        insert into conductor.attempts (execution_id, started_at, ended_at, attempt, kind, name)
-        select id, started_at, conductor.now(), attempt, 's', name from held
+        insert into conductor.attempts (execution_id, started_at, ended_at, run, kind, name)
+        select id, started_at, conductor.now(), runs, 's', name from held
     ), told as materialized (
         select conductor.notify_queue(
             queue, min(rank), case when state <> 'r' then min(run_at) end)

@@ -144,22 +144,22 @@ RETRY: Final = Statement(
         from kept order by seq
     ), past as (
         insert into conductor.attempts (
-            execution_id, started_at, ended_at, attempt, kind, name, error)
-        select a.execution_id, a.started_at, a.ended_at, a.attempt, a.kind, a.name, a.error
+            execution_id, started_at, ended_at, run, kind, name, error)
+        select a.execution_id, a.started_at, a.ended_at, a.run, a.kind, a.name, a.error
         from gone, json_to_recordset(story -> 'attempts') as a (
-            execution_id uuid, started_at timestamptz, ended_at timestamptz, attempt int,
+            execution_id uuid, started_at timestamptz, ended_at timestamptz, run int,
             kind "char", name text, error json, seq bigint)
         order by a.seq
     ), failed as (
         insert into conductor.attempts (
-            execution_id, started_at, ended_at, attempt, kind, error)
-        select id, started_at, finished_at, attempt, 'f', error from gone
+            execution_id, started_at, ended_at, run, kind, error)
+        select id, started_at, finished_at, runs, 'f', error from gone
         where state = 'f' and started_at is not null
     ), back as (
         insert into conductor.live (
-            id, parent_id, run_at, created_at, timeout, attempt, rank, flags, state, queue, task,
+            id, parent_id, run_at, created_at, timeout, runs, rank, flags, state, queue, task,
             dedupe_key, group_key, payload, metadata, event, error)
-        select id, parent_id, conductor.now(), created_at, timeout, attempt, rank,
+        select id, parent_id, conductor.now(), created_at, timeout, runs, rank,
             16 + case when exists (select from kept) then 2 else 0 end, 'r', queue,
             task, case when %(keyed)s::bool and 0 = (
                 select count(*) from conductor.live l where l.task = gone.task

@@ -63,7 +63,7 @@ LEAVE: Final = Statement(
         for update skip locked
     ), returned as (
         update conductor.live l set
-            state = 'r', run_at = conductor.now(), owner = null, attempt = l.attempt - 1
+            state = 'r', run_at = conductor.now(), owner = null, runs = l.runs - 1
         from held h where l.id = any (array[h.id])
         returning l.queue, l.rank
     ), told as materialized (
@@ -236,7 +236,7 @@ RESCUE: Final = Statement(
         update conductor.leadership set leader = null where leader = %(fallen)s
         returning pg_notify('conductor', 'leaderless')
     ), held as materialized (
-        select l.id, l.queue, l.flags, l.owner, l.started_at, l.attempt, l.rank, l.run_at, l.seq,
+        select l.id, l.queue, l.flags, l.owner, l.started_at, l.runs, l.rank, l.run_at, l.seq,
             l.crashes, coalesce(t.max_crashes, 3) as max_crashes,
             l.crashes >= greatest(1, least(2, coalesce(t.max_crashes, 3))) as suspect
         from conductor.live l
@@ -248,7 +248,7 @@ RESCUE: Final = Statement(
         order by array[l.id]
         for update of l skip locked
     ), charged as materialized (
-        select id, queue, flags, started_at, attempt, charge,
+        select id, queue, flags, started_at, runs, charge,
             crashes + charge > max_crashes and charge = 1 as too_often
         from (
             select *, case when suspect and row_number() over (
@@ -263,8 +263,8 @@ RESCUE: Final = Statement(
         from charged h where l.id = any (array[h.id]) and h.flags & 1 = 0 and not h.too_often
         returning l.queue, l.rank
     ), logged as (
-        insert into conductor.attempts (execution_id, started_at, ended_at, attempt, kind)
-        select id, started_at, conductor.now(), attempt, 'x' from charged
+        insert into conductor.attempts (execution_id, started_at, ended_at, run, kind)
+        select id, started_at, conductor.now(), runs, 'x' from charged
         where flags & 1 = 0 and not too_often
     ), ended as (
         select conductor.archive(

@@ -36,6 +36,10 @@ class ExecutionRow(msgspec.Struct, frozen=True):
     parent_id: UUID | None
     progress: str | None
     metadata: str | None
+    group: str | None
+    runs: int
+    cancel_requested: bool
+    dedupe_key: str | None
 
 
 GET: Final = Statement(
@@ -44,7 +48,7 @@ GET: Final = Statement(
     -- One statement, one snapshot: an execution that ends meanwhile is in one place or the other.
     select id, task, queue, state, payload::text, result::text, error::text, attempt, failures,
         crashes, priority, run_at, created_at, started_at, finished_at, parent_id,
-        progress::text, metadata::text
+        progress::text, metadata::text, "group", runs, cancel_requested, dedupe_key
     from conductor.executions
     where id = any (%(ids)s)
     order by created_at desc, id desc
@@ -103,7 +107,7 @@ LIST: Final = Statement(
     )
     select id, task, queue, state, payload::text, result::text, error::text, attempt, failures,
         crashes, priority, run_at, created_at, started_at, finished_at, parent_id,
-        progress::text, metadata::text
+        progress::text, metadata::text, "group", runs, cancel_requested, dedupe_key
     from conductor.executions
     where id = any (array(select id from found))
     order by created_at desc, id desc
@@ -143,7 +147,7 @@ BY_PREFIX: Final = Statement(
     -- A prefix of a UUID is a range of UUIDs, which both primary indexes serve.
     select id, task, queue, state, payload::text, result::text, error::text, attempt, failures,
         crashes, priority, run_at, created_at, started_at, finished_at, parent_id,
-        progress::text, metadata::text
+        progress::text, metadata::text, "group", runs, cancel_requested, dedupe_key
     from conductor.executions
     where id between %(low)s and %(high)s
     order by id
@@ -387,7 +391,7 @@ class Moment(msgspec.Struct, frozen=True):
     child or event; ``detail``: its task, its event, an error."""
 
     at: datetime
-    attempt: int | None
+    run: int | None
     what: str
     name: str | None
     detail: str | None
@@ -412,22 +416,22 @@ TIMELINE: Final = Statement(
             seq bigint, name text, kind text, state text, created_at timestamptz,
             ended_at timestamptz, until timestamptz, about text, part_of text, error json)
     ), tries as (
-        select seq, started_at, ended_at, attempt, kind::text, name, error
+        select seq, started_at, ended_at, run, kind::text, name, error
         from conductor.attempts where execution_id = %(id)s
         union all
-        select a.seq, a.started_at, a.ended_at, a.attempt, a.kind, a.name, a.error
+        select a.seq, a.started_at, a.ended_at, a.run, a.kind, a.name, a.error
         from kept, json_to_recordset(kept.story -> 'attempts') as a (
-            seq bigint, started_at timestamptz, ended_at timestamptz, attempt int, kind text,
+            seq bigint, started_at timestamptz, ended_at timestamptz, run int, kind text,
             name text, error json)
     ), told as (
-        select created_at as at, null::int as attempt, 'created' as what, null::text as name,
+        select created_at as at, null::int as run, 'created' as what, null::text as name,
             null::text as detail, 0 as place, 0::bigint as seq
         from conductor.executions where id = %(id)s
         union
-        select started_at, attempt, 'claimed', null, null, 1, 0
-        from conductor.executions where id = %(id)s and started_at is not null and attempt > 0
+        select started_at, runs, 'claimed', null, null, 1, 0
+        from conductor.executions where id = %(id)s and started_at is not null and runs > 0
         union
-        select started_at, attempt, 'claimed', null, null, 1, 0 from tries
+        select started_at, run, 'claimed', null, null, 1, 0 from tries
         where started_at is not null
         union all
         select coalesce(ended_at, created_at), null,
@@ -443,17 +447,17 @@ TIMELINE: Final = Statement(
             name, coalesce(error ->> 'message', about), 2, seq
         from entries where part_of is null
         union all
-        select ended_at, attempt,
+        select ended_at, run,
             case kind when 'f' then 'failed' when 'z' then 'snoozed' when 's' then 'suspended'
                 else 'rescued' end,
             name, (error ->> 'type') || ': ' || (error ->> 'message'), 3, seq
         from tries
         union all
-        select finished_at, attempt, state, null,
+        select finished_at, runs, state, null,
             (error ->> 'type') || ': ' || (error ->> 'message'), 4, 0
         from conductor.executions where id = %(id)s and finished_at is not null
     )
-    select at, attempt, what, name, detail from told order by at, place, seq
+    select at, run, what, name, detail from told order by at, place, seq
     """,
 )
 
@@ -498,6 +502,10 @@ def _execution(row: ExecutionRow) -> Execution:
         parent_id=row.parent_id,
         progress=_json(row.progress),
         metadata=_json(row.metadata),
+        group=row.group,
+        runs=row.runs,
+        cancel_requested=row.cancel_requested,
+        dedupe_key=row.dedupe_key,
     )
 
 

@@ -217,7 +217,7 @@ def test_a_second_signal_hands_back_and_is_exit_code_4(project: Project) -> None
         assert server.end() == 4
         assert time.monotonic() - second < SOON
     found = project.run("executions", "show", id, "--json").json
-    assert (found["state"], found["attempt"]) == ("pending", 0)
+    assert (found["state"], found["runs"]) == ("pending", 0)
 
 
 def test_a_task_that_does_not_end_is_handed_back_within_the_shutdown_timeout(
@@ -232,7 +232,7 @@ def test_a_task_that_does_not_end_is_handed_back_within_the_shutdown_timeout(
         assert time.monotonic() - told < 3.0
         assert "handed back" in server.err
     found = project.run("executions", "show", id, "--json").json
-    assert (found["state"], found["attempt"]) == ("pending", 0)
+    assert (found["state"], found["runs"]) == ("pending", 0)
 
 
 def test_a_server_is_unready_while_it_stops(project: Project) -> None:

@@ -167,7 +167,7 @@ def test_drain_past_its_timeout_is_exit_code_4_and_hands_back(
     assert done.code == 4  # beats the 1 of the failure
     assert json.loads(done.out)["timed_out"] is True
     found = shown(project, id)
-    assert (found["state"], found["attempt"]) == ("pending", 0)
+    assert (found["state"], found["runs"]) == ("pending", 0)
 
 
 def test_drain_that_is_told_to_stop_is_exit_code_4(project: Project) -> None:

@@ -97,7 +97,7 @@ def test_a_breaking_migration_makes_an_old_server_drain_and_exit_with_3(
         assert "Install a newer conductor-cli" in old.err
     found = client.get(id)
     assert found is not None
-    assert (found.state, found.attempt) == ("completed", 1)
+    assert (found.state, found.runs) == ("completed", 1)
     assert _rows(project.url, "select count(*) from conductor.orchestrators") == [(0,)]
     for words in (["start-server"], ["drain"], ["migrate"], ["status"]):
         refused = project.run(*words)

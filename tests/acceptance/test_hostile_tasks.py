@@ -140,8 +140,8 @@ def test_a_server_with_too_many_stuck_tasks_drains_and_exits_for_its_supervisor(
     done, left = client.get(running), client.get(waiting)
     assert done is not None
     assert left is not None
-    assert (done.state, done.attempt) == ("completed", 1)  # it was let finish
-    assert (left.state, left.attempt) == ("pending", 0)
+    assert (done.state, done.runs) == ("completed", 1)  # it was let finish
+    assert (left.state, left.runs) == ("pending", 0)
     with project.start("start-server") as again:
         again.wait_until_ready()
         assert client.wait(waiting, timeout=20) == "Hello, you!"
@@ -168,7 +168,7 @@ def test_a_forked_child_that_leaves_the_task_ends_and_is_no_second_server(
             assert client.wait(id, timeout=20) == code
             found = client.get(id)
             assert found is not None
-            assert found.attempt == 1
+            assert found.runs == 1
         assert "in the child" in server.err
         assert client.wait(client.invoke("greet", {"name": "you"}), timeout=20) == "Hello, you!"
         server.signal(signal.SIGTERM)
@@ -183,7 +183,7 @@ def test_a_task_cannot_keep_the_server_from_hearing_signals(
         server.wait_until_ready()
         client.invoke(how)
         assert client.wait(client.invoke("greet", {"name": "you"}), timeout=20) == "Hello, you!"
-        eventually(lambda: client.list(task=how)[0].attempt == 1)
+        eventually(lambda: client.list(task=how)[0].runs == 1)
         until = time.monotonic() + 30
         while "server.stopping" not in server.err and time.monotonic() < until:
             server.signal(signal.SIGTERM)

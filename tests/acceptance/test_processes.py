@@ -61,14 +61,14 @@ def hold(ctx: Context, name: str) -> int:
 @task
 def fork(ctx: Context, name: str) -> int:
     """Leaves behind a fork of its process, with all of its files, and runs on."""
-    if ctx.attempt == 1:
+    if ctx.runs == 1:
         if os.fork() == 0:
             while not (HERE / "go").exists():
                 time.sleep(0.02)
             os._exit(0)
         (HERE / f"{name}.{os.getpid()}").touch()
         time.sleep(60)
-    return ctx.attempt
+    return ctx.runs
 
 @task
 def count(n: int) -> None:
@@ -132,7 +132,7 @@ def invoke(project: Project, task: str, *payloads: dict[str, Any]) -> list[str]:
 
 
 def execution(project: Project, id: str) -> Any:
-    query = "select state, result, attempt, failures, crashes from conductor.executions where id=%s"
+    query = "select state, result, runs, failures, crashes from conductor.executions where id=%s"
     with psycopg.connect(project.url) as conn:
         return conn.execute(query, [id]).fetchone()
 
@@ -334,9 +334,9 @@ def test_the_work_of_a_killed_child_runs_again_at_once_and_another_takes_its_pla
         assert "SIGKILL" in server.wait_for("process.ended")
         (project.folder / "go").touch()
         eventually(lambda: execution(project, id)[0] == "completed")
-        _, pid, attempt, failures, crashes = execution(project, id)
+        _, pid, runs, failures, crashes = execution(project, id)
         assert pid in runners(project, "held") - {victim}
-        assert (attempt, failures, crashes) == (2, 0, 1)
+        assert (runs, failures, crashes) == (2, 0, 1)
         server.signal(signal.SIGTERM)
         assert server.end() == 0
 
@@ -417,8 +417,8 @@ def test_when_the_parent_is_killed_the_children_hand_back_and_go(project: Projec
         server.process.wait()
         eventually(all_gone(*children), what="the children going")
         assert servers(project) == {}
-        state, _, attempt, failures, crashes = execution(project, id)
-        assert (state, attempt, failures, crashes) == ("pending", 0, 0, 0)
+        state, _, runs, failures, crashes = execution(project, id)
+        assert (state, runs, failures, crashes) == ("pending", 0, 0, 0)
 
 
 @pytest.mark.parametrize("code", [7, 0])
@@ -490,8 +490,8 @@ def test_a_long_task_is_handed_back_inside_the_shutdown_timeout(projects: Projec
         assert time.monotonic() - told < 5.0
         assert "handed back" in server.err
     assert all_gone(*children)()
-    state, _, attempt, failures, crashes = execution(project, id)
-    assert (state, attempt, failures, crashes) == ("pending", 0, 0, 0)
+    state, _, runs, failures, crashes = execution(project, id)
+    assert (state, runs, failures, crashes) == ("pending", 0, 0, 0)
 
 
 def test_a_second_signal_hands_back_at_once(projects: Projects) -> None:

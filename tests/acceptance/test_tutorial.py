@@ -84,10 +84,10 @@ class Shop:
         assert found is not None
         return found.state
 
-    def attempt(self, id: UUID) -> int:
+    def runs(self, id: UUID) -> int:
         found = self.conductor.get(id)
         assert found is not None
-        return found.attempt
+        return found.runs
 
     def until_recorded(self, id: UUID, name: str) -> None:
         eventually(lambda: name in self.recorded(id), what=f"the record of {name!r}")
@@ -127,10 +127,10 @@ def test_an_order_is_shipped_once_though_its_server_dies_between_all_steps(shop:
     shop.pay()  # while nobody works
     with shop.server() as server:
         shop.until_recorded(id, "pack")
-        slept = shop.attempt(id)
+        slept = shop.runs(id)
         kill(server)
     with shop.server() as server:
-        eventually(lambda: shop.attempt(id) > slept and shop.state(id) == "running")
+        eventually(lambda: shop.runs(id) > slept and shop.state(id) == "running")
         kill(server)
     shop.end("ship.slow")
     with shop.server() as server:

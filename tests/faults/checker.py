@@ -81,7 +81,7 @@ def check(evidence: Evidence, *, every: timedelta | None = None, settled: bool =
     )
     count.late = count.blame(
         "results of a claim that had been replaced",
-        [r.id for r in results if r.result in runs and runs[r.result].attempt != r.attempt],
+        [r.id for r in results if r.result in runs and runs[r.result].claim != r.claim],
     )
     _overlaps(evidence, count)
     count.step_reruns = count.blame("recorded steps that ran again", _step_reruns(evidence))

@@ -25,7 +25,7 @@ class Run:
 
     id: UUID
     task: str
-    attempt: int
+    claim: int
     pid: int
     run: str
     start: float
@@ -74,7 +74,7 @@ class Row:
     id: UUID
     task: str
     state: str
-    attempt: int
+    claim: int
     failures: int
     crashes: int
     result: Any
@@ -130,7 +130,7 @@ def write(path: Path | str, entry: dict[str, object]) -> None:
 
 
 def _start(evidence: Evidence, runs: dict[str, Run], e: dict[str, Any]) -> None:
-    run = Run(UUID(e["id"]), e["task"], e["attempt"], e["pid"], e["run"], e["at"], tick=e["tick"])
+    run = Run(UUID(e["id"]), e["task"], e["claim"], e["pid"], e["run"], e["at"], tick=e["tick"])
     runs[run.run] = run
     evidence.runs.append(run)
 

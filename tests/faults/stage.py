@@ -25,10 +25,10 @@ RESUME: Final = 10.0  # seconds after the return of Postgres
 
 ROWS: Final = """
 select id, task, case state when 'c' then 'completed' when 'f' then 'failed' else 'cancelled' end,
-    attempt, failures, crashes, result, error ->> 'type', event ->> 'scheduled_for'
+    runs, failures, crashes, result, error ->> 'type', event ->> 'scheduled_for'
 from conductor.history
 union all
-select id, task, state::text, attempt, failures, crashes, null, error ->> 'type',
+select id, task, state::text, runs, failures, crashes, null, error ->> 'type',
     event ->> 'scheduled_for'
 from conductor.live
 """
@@ -182,12 +182,10 @@ class Stage:
         evidence.rows = [Row(*row) for row in self.cluster.run(ROWS)]
         return evidence
 
-    def started(self, ids: list[UUID] | None = None, attempt: int = 1) -> int:
+    def started(self, ids: list[UUID] | None = None, claim: int = 1) -> int:
         """How many of these have had a run of at least this attempt."""
         runs = self.notebook.read().runs
-        return len(
-            {r.id for r in runs if r.attempt >= attempt and (ids is None or r.id in set(ids))}
-        )
+        return len({r.id for r in runs if r.claim >= claim and (ids is None or r.id in set(ids))})
 
     def wait_until_started(self, ids: list[UUID], within: float = 30.0) -> None:
         eventually(lambda: self.started(ids) == len(ids), within, f"the start of {len(ids)}")

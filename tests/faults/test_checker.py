@@ -17,17 +17,17 @@ SECOND = timedelta(seconds=1)
 
 
 def run(
-    start: float = 1.0, end: float | None = 2.0, *, id: UUID = ID, attempt: int = 1, pid: int = 10,
+    start: float = 1.0, end: float | None = 2.0, *, id: UUID = ID, claim: int = 1, pid: int = 10,
     name: str = "run-1", tick: str | None = None,
 ) -> Run:  # fmt: skip
-    return Run(id, "t", attempt, pid, name, start, end, end is not None, tick)
+    return Run(id, "t", claim, pid, name, start, end, end is not None, tick)
 
 
 def row(
-    *, id: UUID = ID, state: str = "completed", attempt: int = 1, result: Any = "run-1",
+    *, id: UUID = ID, state: str = "completed", claim: int = 1, result: Any = "run-1",
     tick: str | None = None,
 ) -> Row:  # fmt: skip
-    return Row(id, "t", state, attempt, 0, 0, result, None, tick)
+    return Row(id, "t", state, claim, 0, 0, result, None, tick)
 
 
 def seen(**what: Any) -> Evidence:
@@ -86,17 +86,17 @@ def test_an_invoke_of_unknown_fate_may_have_been_made_or_not(ran: bool) -> None:
 
 
 def test_two_ends_of_one_execution_are_double() -> None:
-    runs = [run(), run(3, 4, name="run-2", attempt=1)]
+    runs = [run(), run(3, 4, name="run-2", claim=1)]
     only(check(seen(runs=runs, rows=[row(), row(result="run-2")])), double=1)
 
 
 def test_a_result_of_a_claim_that_had_been_replaced_is_late() -> None:
-    runs = [run(1, 9), run(5, 6, attempt=2, pid=11, name="run-2")]
+    runs = [run(1, 9), run(5, 6, claim=2, pid=11, name="run-2")]
     evidence = seen(
-        runs=runs, faults=[Fault("stall", 10, 2, 8)], rows=[row(attempt=2, result="run-1")]
+        runs=runs, faults=[Fault("stall", 10, 2, 8)], rows=[row(claim=2, result="run-1")]
     )
     only(check(evidence), late=1)
-    evidence.rows = [row(attempt=2, result="run-2")]
+    evidence.rows = [row(claim=2, result="run-2")]
     only(check(evidence))
 
 
@@ -106,8 +106,8 @@ def test_a_result_that_no_body_returned_is_invented(runs: list[Run]) -> None:
 
 
 def two_at_once(**faults: Any) -> Count:
-    runs = [run(1, 9), run(5, 6, attempt=2, pid=11, name="run-2")]
-    return check(seen(runs=runs, rows=[row(attempt=2, result="run-2")], **faults))
+    runs = [run(1, 9), run(5, 6, claim=2, pid=11, name="run-2")]
+    return check(seen(runs=runs, rows=[row(claim=2, result="run-2")], **faults))
 
 
 def test_two_bodies_at_once_without_a_fault_are_forbidden() -> None:
@@ -130,16 +130,16 @@ def test_a_fault_that_did_not_cause_it_excuses_nothing(fault: Fault) -> None:
 
 
 def test_a_body_ends_with_its_process() -> None:
-    runs = [run(1, None), run(5, 6, attempt=2, pid=11, name="run-2")]
-    evidence = seen(runs=runs, rows=[row(attempt=2, result="run-2")], exits={10: 4.0})
+    runs = [run(1, None), run(5, 6, claim=2, pid=11, name="run-2")]
+    evidence = seen(runs=runs, rows=[row(claim=2, result="run-2")], exits={10: 4.0})
     only(check(evidence))
     evidence.exits = {10: 5.5}
     only(check(evidence), overlaps_forbidden=1)
 
 
 def test_one_after_the_other_is_no_overlap() -> None:
-    runs = [run(1, 2), run(2, 3, attempt=2, name="run-2")]
-    only(check(seen(runs=runs, rows=[row(attempt=2, result="run-2")])))
+    runs = [run(1, 2), run(2, 3, claim=2, name="run-2")]
+    only(check(seen(runs=runs, rows=[row(claim=2, result="run-2")])))
 
 
 def test_a_step_that_runs_after_it_was_recorded_is_a_rerun() -> None:
@@ -188,14 +188,14 @@ def test_a_run_of_a_tick_whose_row_is_gone_still_counts() -> None:
 def test_the_notebook_gives_back_what_was_noted(tmp_path: Path) -> None:
     notebook = Notebook(tmp_path / "evidence")
     notebook.note("invoke", id=ID, fate="ok")
-    notebook.note("start", id=ID, task="t", attempt=2, pid=7, run="run-a", tick=None)
-    notebook.note("start", id=ID, task="t", attempt=3, pid=8, run="run-b", tick=None)
+    notebook.note("start", id=ID, task="t", claim=2, pid=7, run="run-a", tick=None)
+    notebook.note("start", id=ID, task="t", claim=3, pid=8, run="run-b", tick=None)
     notebook.note("end", run="run-b", returned=True)
     notebook.note("fault", what="stall", pid=7, since=1.0, until=2.0)
     notebook.note("step", id=ID, step="a", what="entered")
     notebook.note("exit", pid=7)
     found = notebook.read()
-    assert [(r.attempt, r.end is None, r.returned) for r in found.runs] == [
+    assert [(r.claim, r.end is None, r.returned) for r in found.runs] == [
         (2, True, False), (3, False, True),
     ]  # fmt: skip
     assert [(i.id, i.fate) for i in found.invokes] == [(ID, "ok")]

@@ -49,7 +49,7 @@ def test_a_child_runs_and_its_result_comes_back(conductor: Conductor, start: Any
     assert {e.parent_id for e in conductor.list(task="double")} == {id}
     ended = conductor.get(id)
     assert ended is not None
-    assert (ended.attempt, ended.failures) == (3, 0)
+    assert (ended.runs, ended.failures) == (3, 0)
 
 
 def test_one_thread_is_enough_for_parent_and_child(conductor: Conductor, start: Any) -> None:
@@ -179,7 +179,7 @@ def test_a_started_child_is_the_same_after_a_retry(conductor: Conductor, start: 
     @task(retry=[0.01])
     def parent(ctx: Context) -> int:
         ids.append(ctx.start("child", double, {"n": 3}))
-        if ctx.attempt == 1:
+        if ctx.runs == 1:
             raise ValueError
         return int(ctx.wait("join", ids[-1]))
 
@@ -242,7 +242,7 @@ def test_many_children_run_at_the_same_time_and_come_back_in_order(
     assert conductor.wait(id, timeout=20) == [0, 1, 4, 81]
     ended = conductor.get(id)
     assert ended is not None
-    assert ended.attempt == 2
+    assert ended.runs == 2
 
 
 def test_a_thousand_children(make: Any) -> None:
@@ -347,7 +347,7 @@ def test_a_child_of_another_task_under_the_same_name_is_refused(
 ) -> None:
     @task(max_attempts=2, retry=[0.01])
     def parent(ctx: Context) -> None:
-        ctx.start("child", double if ctx.attempt == 1 else broken, {"n": 1})
+        ctx.start("child", double if ctx.runs == 1 else broken, {"n": 1})
         raise ValueError
 
     start(parent, double, broken)

@@ -122,9 +122,9 @@ SERVER = """
 
 @task(max_attempts=1)
 def hold(ctx: Context) -> int:
-    if ctx.attempt == 1:
+    if ctx.runs == 1:
         time.sleep(60)
-    return ctx.attempt
+    return ctx.runs
 
 
 @task(max_crashes=1)
@@ -204,7 +204,7 @@ def test_a_stalled_server_is_rescued_and_its_late_result_refused(
     eventually(lambda: len(_servers(conductor)) == 2, what="the stalled one registering anew")
     ended = conductor.get(id)
     assert ended is not None
-    assert (ended.result, ended.attempt) == (2, 2)
+    assert (ended.result, ended.runs) == (2, 2)
 
 
 def _servers(conductor: Conductor) -> list[Any]:
@@ -287,8 +287,7 @@ def test_a_claim_whose_reply_was_lost_is_given_back(
     id = conductor.invoke("quick_one", {"n": 7}, queue="default", delay=3600)
     with conductor.database.transaction() as conn:
         conn.execute(
-            "update conductor.live set state = 'x', owner = %s, token = 42, attempt = 1 "
-            "where id = %s",
+            "update conductor.live set state = 'x', owner = %s, token = 42, runs = 1 where id = %s",
             [server.info.id, id],
         )
     _kill_backends(conductor.database.url, "%pump%")
@@ -296,7 +295,7 @@ def test_a_claim_whose_reply_was_lost_is_given_back(
     assert conductor.wait(id, timeout=15) == 7
     ended = conductor.get(id)
     assert ended is not None
-    assert (ended.attempt, ended.failures, ended.crashes) == (1, 0, 0)
+    assert (ended.runs, ended.failures, ended.crashes) == (1, 0, 0)
     assert heard.count("executions.reconciled") == 1
 
 

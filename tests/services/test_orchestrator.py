@@ -201,9 +201,9 @@ def test_a_drain_can_retry_at_once_what_failed_before_it(conductor: Conductor, m
 def test_a_drain_can_wait_until_all_is_empty(conductor: Conductor, make: Any) -> None:
     @task(retry=[0.3])
     def second_time(ctx: Context) -> int:
-        if ctx.attempt == 1:
+        if ctx.runs == 1:
             raise Retry
-        return ctx.attempt
+        return ctx.runs
 
     conductor.invoke(add, {"a": 1}, delay=0.5)
     conductor.invoke(second_time)
@@ -227,7 +227,7 @@ def test_a_drain_that_runs_out_of_time_says_so_and_hands_back(
     assert report.timed_out
     left = conductor.get(id)
     assert left is not None
-    assert (left.state, left.attempt) == (State.PENDING, 0)
+    assert (left.state, left.runs) == (State.PENDING, 0)
 
 
 def test_a_drain_does_not_run_the_scheduler(conductor: Conductor, make: Any) -> None:
@@ -359,7 +359,7 @@ def test_a_failed_one_can_be_retried_by_an_operator(conductor: Conductor, make: 
     assert not conductor.retry(id)
     again = conductor.get(id)
     assert again is not None
-    assert (again.state, again.failures, again.attempt) == (State.PENDING, 0, 2)
+    assert (again.state, again.failures, again.runs) == (State.PENDING, 0, 2)
 
 
 def test_waiting_has_its_errors(conductor: Conductor) -> None:

@@ -70,7 +70,7 @@ def test_what_runs_goes_on_and_what_was_only_claimed_is_given_back(
     gate.set()
     assert [conductor.wait(each.id, timeout=10) for each in begun] == ["done"] * 2
     assert sorted(each.state for each in conductor.list()) == ["completed"] * 2 + ["pending"] * 8
-    assert {each.attempt for each in conductor.list(state="pending")} == {0}
+    assert {each.runs for each in conductor.list(state="pending")} == {0}
 
 
 def test_a_server_that_starts_later_leaves_a_paused_queue_alone(

@@ -28,7 +28,7 @@ DEFECTS: Final = {
     "an end overlooks a cancel": (
         claims, "EXCHANGE", "case when flags & 1 <> 0 then 'k' else ending end", "ending",
     ),
-    "a claim is not counted": (claims, "CLAIM", "attempt = attempt + 1", "attempt = attempt"),
+    "a claim is not counted": (claims, "CLAIM", "runs = runs + 1", "runs = runs"),
     "claims are given back whatever their token": (
         claims, "REQUEUE",
         "and l.token = o.token\n            and l.state::text = 'x'", "",
@@ -63,7 +63,7 @@ DEFECTS: Final = {
         executions, "ENQUEUE", "%(recheck)s", "%(recheck)s and false",
     ),
     "a retry forgets the attempts": (
-        executions, "RETRY", "conductor.now(), created_at, timeout, attempt,",
+        executions, "RETRY", "conductor.now(), created_at, timeout, runs,",
         "conductor.now(), created_at, timeout, 0,",
     ),
 }  # fmt: skip

@@ -63,9 +63,9 @@ def double(number: int) -> int:
 
 @task(retry=[0.05])
 def second_try(ctx: Context) -> int:
-    if ctx.attempt == 1:
+    if ctx.runs == 1:
         raise ValueError("once")
-    return ctx.attempt
+    return ctx.runs
 
 
 @task
@@ -343,7 +343,7 @@ def test_the_work_of_a_killed_server_runs_elsewhere(
     assert conductor.wait(id, timeout=20) == 42
     found = conductor.get(id)
     assert found is not None
-    assert (found.attempt, found.crashes) == (2, 1)
+    assert (found.runs, found.crashes) == (2, 1)
 
 
 def test_drain_works_until_nothing_is_left(conductor: Conductor, make: Any) -> None:

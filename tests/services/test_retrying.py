@@ -32,5 +32,5 @@ def test_recorded_steps_are_kept_unless_it_restarts(
     assert calls == ["first", "rest", *(["first"] if restart else []), "rest"]
     ended = conductor.get(id)
     assert ended is not None
-    assert (ended.attempt, ended.failures) == (2, 0)
+    assert (ended.runs, ended.failures) == (2, 0)
     assert not conductor.retry(id)

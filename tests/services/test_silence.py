@@ -114,7 +114,7 @@ def test_a_result_that_was_on_its_way_is_recorded_once(
     assert conductor.wait(id, timeout=20) == "done"
     found = conductor.get(id)
     assert found is not None
-    assert (found.state, len(runs), found.attempt) == (State.COMPLETED, 1, 1)
+    assert (found.state, len(runs), found.runs) == (State.COMPLETED, 1, 1)
 
 
 def test_a_claim_that_arrives_long_after_it_was_given_up_is_found(
@@ -130,7 +130,7 @@ def test_a_claim_that_arrives_long_after_it_was_given_up_is_found(
     id = conductor.invoke(greet, {"name": "you"}, delay=3600)
     with conductor.database.connection() as conn:
         conn.execute(
-            "update conductor.live set state = 'x', owner = %s, token = 5, attempt = 1",
+            "update conductor.live set state = 'x', owner = %s, token = 5, runs = 1",
             [server.info.id],
         )
     assert conductor.wait(id, timeout=20) == "Hello, you!"

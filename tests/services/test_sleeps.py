@@ -33,15 +33,15 @@ def test_a_sleep_leaves_the_thread_and_goes_on_when_it_is_over(
         ctx.sleep("nap", 0.5)
         moments.append(time.monotonic())
         ctx.sleep("again", timedelta(milliseconds=20))
-        return ctx.attempt
+        return ctx.runs
 
     orchestrator = start(nap)
     id = conductor.invoke(nap)
-    asleep = eventually(lambda: (e := conductor.get(id)) and e.run_at and e.attempt == 1 and e)
+    asleep = eventually(lambda: (e := conductor.get(id)) and e.run_at and e.runs == 1 and e)
     assert conductor.wait(id, timeout=10) == 3
     ended = conductor.get(id)
     assert ended is not None
-    assert (ended.attempt, ended.failures) == (3, 0)
+    assert (ended.runs, ended.failures) == (3, 0)
     slept = moments[-1] - moments[0]
     assert 0.5 <= slept < 5
     assert asleep.state in (State.PENDING, State.RUNNING)
@@ -68,7 +68,7 @@ def test_it_sleeps_until_a_moment_and_the_past_is_over(conductor: Conductor, sta
     def wait(ctx: Context) -> int:
         ctx.sleep_until("past", datetime(2020, 1, 1, tzinfo=UTC))
         ctx.sleep_until("soon", datetime.now(UTC) + timedelta(seconds=0.3))
-        return ctx.attempt
+        return ctx.runs
 
     start(wait)
     assert conductor.wait(conductor.invoke(wait), timeout=10) == 3
@@ -124,7 +124,7 @@ def test_finally_runs_at_each_suspension_and_no_step_in_it(
         finally:
             ran.append("finally")
             ctx.step("cleanup", ran.append, "cleanup")
-        return ctx.attempt
+        return ctx.runs
 
     start(work)
     assert conductor.wait(conductor.invoke(work), timeout=10) == 2
@@ -145,10 +145,10 @@ def test_suspending_inside_gather_is_refused(conductor: Conductor, start: Any) -
 def test_an_async_task_sleeps_too(conductor: Conductor, start: Any) -> None:
     @task(max_attempts=1)
     async def work(ctx: AsyncContext) -> int:
-        first = await ctx.step("attempt", lambda: ctx.attempt)
+        first = await ctx.step("attempt", lambda: ctx.runs)
         async with asyncio.timeout(10):
             await ctx.sleep("nap", 0.05)
-        return first * 10 + ctx.attempt
+        return first * 10 + ctx.runs
 
     start(work)
     assert conductor.wait(conductor.invoke(work), timeout=10) == 12
@@ -225,7 +225,7 @@ def test_retry_now_hastens_steps_but_not_sleeps(make: Any) -> None:
 
     @task(max_attempts=3, retry=[500])
     def nap(ctx: Context) -> None:
-        tries.append(ctx.attempt)
+        tries.append(ctx.runs)
         if len(tries) == 1:
             raise ValueError("first")
         ctx.sleep("nap", 600)

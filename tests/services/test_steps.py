@@ -57,7 +57,7 @@ def test_a_recorded_step_does_not_run_again(conductor: Conductor, start: Any) ->
     @task(retry=[0.01], max_attempts=3)
     def work(ctx: Context) -> list[str]:
         first = ctx.step("first", note, "one")
-        if ctx.attempt == 1:
+        if ctx.runs == 1:
             raise ValueError("once")
         return [first, ctx.step("second", note, what="two")]
 
@@ -70,7 +70,7 @@ def test_a_recorded_step_does_not_run_again(conductor: Conductor, start: Any) ->
         ("first", "c", "ONE"),
         ("second", "c", "TWO"),
     ]
-    assert [(r["attempt"], r["kind"], r["error"]["message"]) for r in told["attempts"]] == [
+    assert [(r["run"], r["kind"], r["error"]["message"]) for r in told["attempts"]] == [
         (1, "f", "once")
     ]
     assert ledger(conductor, id) == []
@@ -83,7 +83,7 @@ def test_results_that_are_falsy_survive(conductor: Conductor, start: Any, value:
     @task(retry=[0.01])
     def work(ctx: Context) -> Any:
         found = ctx.step("value", lambda: ran.append(1) or value)
-        if ctx.attempt == 1:
+        if ctx.runs == 1:
             raise ValueError
         return [found]
 
@@ -106,7 +106,7 @@ def test_a_result_is_what_a_replay_gives_the_first_time_too(
     @task(retry=[0.01])
     def work(ctx: Context) -> None:
         seen.append((ctx.step("moment", moment), ctx.step("plain", plain)))
-        if ctx.attempt == 1:
+        if ctx.runs == 1:
             raise ValueError
 
     start(work)
@@ -139,7 +139,7 @@ def test_a_step_that_raises_fails_the_attempt_and_runs_again(
 
     @task(retry=[0.01], max_attempts=3)
     def work(ctx: Context) -> int:
-        return ctx.step("charge", charge, ctx.attempt)
+        return ctx.step("charge", charge, ctx.runs)
 
     start(work)
     assert conductor.wait(conductor.invoke(work), timeout=10) == 3
@@ -164,7 +164,7 @@ def test_a_failure_that_the_task_survived_stays_one(conductor: Conductor, start:
         except ShipError as error:
             ran.append(str(error))
             done = ctx.step("refund", refund)
-        if ctx.attempt == 1:
+        if ctx.runs == 1:
             raise ValueError("after the refund")
         return done
 
@@ -193,7 +193,7 @@ def test_a_step_is_retried_by_itself_and_the_thread_is_left(
     assert conductor.wait(id, timeout=10) == 3
     ended = conductor.get(id)
     assert ended is not None
-    assert (ended.attempt, ended.failures) == (3, 0)
+    assert (ended.runs, ended.failures) == (3, 0)
     assert heard.count("executions.suspended") == 2
 
 
@@ -230,7 +230,7 @@ def test_what_ends_a_task_is_not_retried_by_its_step(
     @task(max_attempts=2)
     def work(ctx: Context) -> int:
         ctx.step(Step("stop", max_attempts=9, retry=[0]), stop)
-        return ctx.attempt
+        return ctx.runs
 
     start(work)
     id = conductor.invoke(work)
@@ -251,7 +251,7 @@ def changing(
 
     @task(max_attempts=max_attempts, retry=[0.01])
     def work(ctx: Context) -> Any:
-        if ctx.attempt == 1:
+        if ctx.runs == 1:
             first(ctx)
             raise ValueError("before the deploy")
         return then(ctx)
@@ -321,7 +321,7 @@ def test_async_steps_run_at_the_same_time_and_are_remembered(
     async def work(ctx: AsyncContext) -> list[int]:
         found = await asyncio.gather(*(ctx.step(f"fetch-{n}", fetch, n) for n in range(5)))
         last = await ctx.step("plain", plain, 7)
-        if ctx.attempt == 1:
+        if ctx.runs == 1:
             raise ValueError
         return [*found, last]
 
@@ -355,7 +355,7 @@ def test_ten_threads_in_steps_share_the_pool(database_url: str, make: Any) -> No
 def test_a_task_without_steps_leaves_nothing_behind(conductor: Conductor, start: Any) -> None:
     @task
     def plain(ctx: Context) -> int:
-        return ctx.attempt
+        return ctx.runs
 
     start(plain)
     id = conductor.invoke(plain)
@@ -437,7 +437,7 @@ def test_a_timeout_during_a_step_fails_the_attempt_and_keeps_what_is_recorded(
     def work(ctx: Context) -> int:
         ctx.step("first", ran.append, "first")
         ctx.step(Step("stuck", max_attempts=5, retry=[0]), stuck)
-        return ctx.attempt
+        return ctx.runs
 
     start(work)
     assert conductor.wait(conductor.invoke(work), timeout=20) == 2

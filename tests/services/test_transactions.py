@@ -44,9 +44,9 @@ def test_the_writes_of_a_task_come_with_its_completion(conductor: Conductor, sta
         assert isinstance(conn, psycopg.Connection)
         assert ctx.transaction() is conn
         with conn:
-            pay(conn, ctx.attempt)
+            pay(conn, ctx.runs)
         seen.append(paid(conductor))
-        if ctx.attempt == 1:
+        if ctx.runs == 1:
             raise ValueError
         return "done"
 
@@ -165,14 +165,14 @@ def test_a_cancel_that_comes_first_undoes_them(conductor: Conductor, start: Any)
 def test_a_stale_attempt_commits_nothing(conductor: Conductor, start: Any, heard: Any) -> None:
     @task(max_attempts=1)
     def work(ctx: Context) -> int:
-        pay(ctx.transaction(), ctx.attempt)
-        if ctx.attempt == 1:
+        pay(ctx.transaction(), ctx.runs)
+        if ctx.runs == 1:
             with conductor.database.transaction() as conn:  # as a rescue does
                 conn.execute(
                     "update conductor.live set state = 'r', owner = null, token = null, "
                     "run_at = conductor.now()"
                 )
-        return ctx.attempt
+        return ctx.runs
 
     start(work)
     assert conductor.wait(conductor.invoke(work), timeout=10) == 2
@@ -195,7 +195,7 @@ def test_the_writes_of_a_step_come_with_its_record(conductor: Conductor, start: 
     @task(max_attempts=3, retry=[0.01])
     def work(ctx: Context) -> int:
         n = ctx.transact("pay", pay, 7)
-        if ctx.attempt == 1:
+        if ctx.runs == 1:
             raise ValueError("after the step")
         return n
 
@@ -235,7 +235,7 @@ def test_a_stale_step_writes_nothing(conductor: Conductor, start: Any) -> None:
 
     @task(max_attempts=1)
     def work(ctx: Context) -> int:
-        return ctx.transact("pay", steal, ctx.attempt)
+        return ctx.transact("pay", steal, ctx.runs)
 
     start(work)
     assert conductor.wait(conductor.invoke(work), timeout=10) == 2

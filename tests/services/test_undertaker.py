@@ -45,8 +45,7 @@ def claimed_by(conductor: Conductor, server: UUID) -> UUID:
     assert id is not None
     with conductor.database.transaction() as conn:
         conn.execute(
-            "update conductor.live set state = 'x', owner = %s, token = 42, attempt = 1 "
-            "where id = %s",
+            "update conductor.live set state = 'x', owner = %s, token = 42, runs = 1 where id = %s",
             [server, id],
         )
     return id

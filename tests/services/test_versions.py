@@ -150,7 +150,7 @@ def test_pending_executions_of_a_task_that_is_gone_are_left_alone(
     assert conductor.wait(conductor.invoke(plain, {"n": 1}, delay=1.5), timeout=15) == 1
     found = conductor.get(id)
     assert found is not None
-    assert (found.state, found.attempt) == (State.PENDING, 0)
+    assert (found.state, found.runs) == (State.PENDING, 0)
 
 
 def test_an_attempt_ends_by_the_options_its_server_knows(

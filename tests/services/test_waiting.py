@@ -293,7 +293,7 @@ def test_a_watch_shows_each_change_until_the_end(
 ) -> None:
     @task(max_attempts=2, retry=[0.1])
     def twice(ctx: Context, gate: str) -> str:
-        if ctx.attempt == 1:
+        if ctx.runs == 1:
             gates[gate].wait(60)
             raise ValueError("not yet")
         return "done"

@@ -55,7 +55,7 @@ def test_async_tasks_run_at_the_same_time(conductor: Conductor, start: Any) -> N
     @task
     async def meet(ctx: AsyncContext) -> int:
         await asyncio.wait_for(together.wait(), 10)
-        return ctx.attempt
+        return ctx.runs
 
     start(meet)
     ids = [conductor.invoke(meet) for _ in range(5)]
@@ -69,8 +69,8 @@ def test_a_failing_task_is_retried_and_then_fails_with_its_reason(
 
     @task(max_attempts=3, retry=[0.01])
     def flaky(ctx: Context) -> None:
-        attempts.append(ctx.attempt)
-        raise ValueError(f"attempt {ctx.attempt}")
+        attempts.append(ctx.runs)
+        raise ValueError(f"attempt {ctx.runs}")
 
     start(flaky)
     id = conductor.invoke(flaky)
@@ -78,19 +78,19 @@ def test_a_failing_task_is_retried_and_then_fails_with_its_reason(
         conductor.wait(id, timeout=10)
     assert caught.value.error.type == "ValueError"
     assert caught.value.error.message == "attempt 3"
-    assert "attempt {ctx.attempt}" in (caught.value.error.traceback or "")
+    assert "attempt {ctx.runs}" in (caught.value.error.traceback or "")
     assert attempts == [1, 2, 3]
     ended = conductor.get(id)
     assert ended is not None
-    assert (ended.state, ended.attempt, ended.failures, ended.crashes) == (State.FAILED, 3, 3, 0)
+    assert (ended.state, ended.runs, ended.failures, ended.crashes) == (State.FAILED, 3, 3, 0)
 
 
 def test_a_snooze_is_no_failure(conductor: Conductor, start: Any) -> None:
     @task(max_attempts=1)
     def sleepy(ctx: Context) -> int:
-        if ctx.attempt < 4:
+        if ctx.runs < 4:
             raise Retry(0.01, counts=False)
-        return ctx.attempt
+        return ctx.runs
 
     start(sleepy)
     id = conductor.invoke(sleepy)
@@ -116,7 +116,7 @@ def test_a_task_ends_itself(conductor: Conductor, start: Any, error: Exception, 
         conductor.wait(id, timeout=10)
     ended = conductor.get(id)
     assert ended is not None
-    assert (ended.state.value, ended.attempt) == (state, 1)
+    assert (ended.state.value, ended.runs) == (state, 1)
 
 
 class Cycle(list[Any]):
@@ -189,7 +189,7 @@ def test_a_payload_that_does_not_fit_fails_at_once(conductor: Conductor, start: 
         conductor.wait(id, timeout=10)
     ended = conductor.get(id)
     assert ended is not None
-    assert ended.attempt == 1
+    assert ended.runs == 1
 
 
 def test_unknown_names_are_left_alone(conductor: Conductor, start: Any) -> None:
@@ -203,7 +203,7 @@ def test_unknown_names_are_left_alone(conductor: Conductor, start: Any) -> None:
         assert conductor.wait(conductor.invoke(known), timeout=10) == 1
     left = conductor.get(orphan)
     assert left is not None
-    assert (left.state, left.attempt) == (State.PENDING, 0)
+    assert (left.state, left.runs) == (State.PENDING, 0)
 
 
 def test_a_task_past_its_timeout_is_interrupted_and_fails_as_timed_out(
@@ -340,7 +340,7 @@ def test_stop_lets_a_task_finish_and_hands_back_what_has_not_started(
     assert not stopper.is_alive()
     states = [conductor.get(id) for id in ids]
     assert [s.state for s in states if s] == [State.COMPLETED, *[State.PENDING] * 4]
-    assert [s.attempt for s in states if s] == [1, 0, 0, 0, 0]
+    assert [s.runs for s in states if s] == [1, 0, 0, 0, 0]
     assert orchestrator.stopped.exception() is None
 
 
@@ -366,13 +366,13 @@ def test_what_still_runs_at_the_deadline_is_handed_back_and_its_late_result_refu
     assert time.monotonic() - began < 3.0
     left = conductor.get(id)
     assert left is not None
-    assert (left.state, left.attempt) == (State.PENDING, 0)
+    assert (left.state, left.runs) == (State.PENDING, 0)
     go_on.set()
     orchestrator.start(signals=False)
     assert conductor.wait(id, timeout=10) == "late"
     ended = conductor.get(id)
     assert ended is not None
-    assert ended.attempt == 1
+    assert ended.runs == 1
 
 
 def test_a_task_at_a_checkpoint_is_handed_back_when_the_server_stops(
@@ -393,7 +393,7 @@ def test_a_task_at_a_checkpoint_is_handed_back_when_the_server_stops(
     orchestrator.stop()
     left = conductor.get(id)
     assert left is not None
-    assert (left.state, left.attempt, left.failures) == (State.PENDING, 0, 0)
+    assert (left.state, left.runs, left.failures) == (State.PENDING, 0, 0)
 
 
 def test_what_waits_behind_long_tasks_is_given_back(
@@ -408,7 +408,7 @@ def test_what_waits_behind_long_tasks_is_given_back(
 
     start(long, default_worker=WorkerConfig(concurrency=1, fetch_batch_size=5))
     ids = conductor.invoke_many(long, [{"n": n} for n in range(4)])
-    taken = eventually(lambda: [e for e in map(conductor.get, ids) if e and e.attempt])
+    taken = eventually(lambda: [e for e in map(conductor.get, ids) if e and e.runs])
     assert taken
     eventually(
         lambda: (
@@ -486,7 +486,7 @@ def test_the_context_tells_what_it_should(conductor: Conductor, start: Any) -> N
         ctx.logger.info("hello", n=n)
         return {
             "id": str(ctx.execution_id),
-            "attempt": ctx.attempt,
+            "attempt": ctx.runs,
             "metadata": dict(ctx.metadata),
             "event": ctx.event,
             "aborted": ctx.signal.aborted,

@@ -375,5 +375,5 @@ def test_a_timeline_tells_what_happened_while_it_lives_and_afterwards(conn: Conn
     finish(conn, again, outcome=BROKEN)
     told = reports.timeline(conn, claimed.id)
     assert [(each.what, each.name) for each in told] == [*expected, ("failed", None)]
-    assert [each.attempt for each in told if each.what == "claimed"] == [1, 2]
+    assert [each.run for each in told if each.what == "claimed"] == [1, 2]
     assert told[-1].detail == "ValueError: no"

@@ -55,7 +55,7 @@ def test_what_is_due_is_ready_now(conn: Connection, clock: Clock) -> None:
     now = clock.stop()
     row = live(conn, add(conn))
     assert (row.state, row.run_at, row.created_at) == ("r", now, now)
-    assert (row.attempt, row.failures, row.crashes, row.flags) == (0, 0, 0, 0)
+    assert (row.runs, row.failures, row.crashes, row.flags) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -503,7 +503,7 @@ def test_a_pending_one_is_cancelled_at_once(conn: Connection, when: dict[str, fl
     row = history(conn, made)
     assert row.error == {"type": "Cancelled", "message": "not needed", "traceback": None}
     assert (row.state, row.result, row.payload, row.metadata) == ("k", None, 1, {"m": 1})
-    assert (row.event, row.group_key, row.attempt) == ({"name": "e"}, "g", 0)
+    assert (row.event, row.group_key, row.runs) == ({"name": "e"}, "g", 0)
     assert row.kept == 30 * 86400
 
 

@@ -66,10 +66,10 @@ def test_a_claim_names_owner_token_and_attempt(conn: Connection, clock: Clock) -
     assert (claimed.id, claimed.token, claimed.task, claimed.payload) == (
         made, 77, "t", '{"a": 1}',
     )  # fmt: skip
-    assert (claimed.attempt, claimed.failures, claimed.crashes) == (1, 0, 0)
+    assert (claimed.runs, claimed.failures, claimed.crashes) == (1, 0, 0)
     assert (claimed.timeout, claimed.metadata, claimed.event) == (7.5, '{"m": 1}', '{"name": "e"}')
     assert (claimed.rank, claimed.run_at, claimed.seq) == (2, now, row.seq)
-    assert (row.state, row.owner, row.token, row.attempt) == ("x", owner, 77, 1)
+    assert (row.state, row.owner, row.token, row.runs) == ("x", owner, 77, 1)
     assert row.started_at == now
     assert state(conn, made) == "running"
 
@@ -136,7 +136,7 @@ def test_of_claims_at_once_each_execution_goes_to_one(database: Database, conn: 
 
     taken = [c for each in at_once(database, *[take] * 4) for c in each]
     assert sorted(c.id for c in taken) == sorted(ids)
-    assert {c.attempt for c in taken} == {1}
+    assert {c.runs for c in taken} == {1}
 
 
 def test_one_statement_ends_a_batch_and_claims_the_next(conn: Connection) -> None:
@@ -180,7 +180,7 @@ def test_an_outcome_is_recorded(
     assert live(conn, claimed.id) is None
     row = history(conn, claimed.id)
     assert (row.state, row.result, row.error, row.failures) == (letter, result, error, failures)
-    assert (row.attempt, row.crashes, row.token, row.rank) == (1, 0, claimed.token, 4)
+    assert (row.runs, row.crashes, row.token, row.rank) == (1, 0, claimed.token, 4)
     assert (row.payload, row.metadata, row.event, row.group_key) == (
         [1], {"m": 1}, {"name": "e"}, "g",
     )  # fmt: skip
@@ -292,7 +292,7 @@ def test_a_rescued_execution_ignores_its_first_owner(conn: Connection, clock: Cl
     assert finish(conn, end(first, Completed('"late"'))).missing == [first.id]
     assert verdict(conn, first) == "stale"
     second = claim_one(conn, alive)
-    assert (second.id, second.attempt) == (first.id, 2)
+    assert (second.id, second.runs) == (first.id, 2)
     assert finish(conn, end(first, Completed('"late"'))).missing == [first.id]
     assert verdict(conn, first) == "stale"
     assert finish(conn, end(second, Completed('"in time"'))).missing == []

@@ -310,7 +310,7 @@ def test_what_a_dead_server_ran_is_given_back(conn: Connection, clock: Clock, ea
     ears.heard()
     assert fleet.rescue(conn) == [Rescued("q", returned=1, crashed=0, owners=1)]
     row = live(conn, lost.id)
-    assert (row.state, row.owner, row.attempt, row.failures, row.crashes) == ("r", None, 1, 0, 1)
+    assert (row.state, row.owner, row.runs, row.failures, row.crashes) == ("r", None, 1, 0, 1)
     assert (row.run_at, row.created_at, row.payload) == (after(15), began, [1])
     assert live(conn, kept.id).state == "x"
     assert ears.payloads() == ["ready:-3:q"]
@@ -365,7 +365,7 @@ def test_what_crashes_too_often_fails(
         last = crash == crashes
         assert fleet.rescue(conn) == [Rescued("q", int(not last), int(last), 1)]
     row = history(conn, made)
-    assert (row.state, row.attempt, row.failures, row.crashes) == ("f", crashes, 0, crashes)
+    assert (row.state, row.runs, row.failures, row.crashes) == ("f", crashes, 0, crashes)
     assert (row.error["type"], row.error["traceback"], row.result) == ("Crashed", None, None)
     assert "max_crashes" in row.error["message"]
     assert row.kept == (30 * 86400 if limit is None else 86400)

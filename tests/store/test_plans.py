@@ -65,7 +65,7 @@ FILL: Final = """
         '{q}'
     from generate_series(0, 4) n;
     insert into conductor.history (
-        id, seq, token, run_at, created_at, finished_at, expires_at, attempt, failures, crashes,
+        id, seq, token, run_at, created_at, finished_at, expires_at, runs, failures, crashes,
         rank, state, queue, task, payload)
     select conductor.uuid7(), n, n, now(), now() - n * interval '1 minute',
         now() - n * interval '1 minute', now() + keep, 1, 0, 0, 0,

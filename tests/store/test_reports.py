@@ -76,11 +76,11 @@ def blocked(conn: Connection, **more: Any) -> UUID:
 # ── The view and one execution ──────────────────────────────────────────────────────────────
 
 
-def test_the_views_columns_are_those_of_an_execution_and_its_group(conn: Connection) -> None:
+def test_the_views_columns_are_those_of_an_execution(conn: Connection) -> None:
     cursor = conn.execute("select * from conductor.executions")
     assert cursor.description is not None
     fields = [field.name for field in dataclasses.fields(Execution)]
-    assert [column.name for column in cursor.description] == [*fields, "group"]
+    assert [column.name for column in cursor.description] == fields
 
 
 def test_a_pending_execution_is_shown_as_it_is(conn: Connection, clock: Clock) -> None:
@@ -90,9 +90,9 @@ def test_a_pending_execution_is_shown_as_it_is(conn: Connection, clock: Clock) -
     )  # fmt: skip
     assert reports.get(conn, made) == Execution(
         id=made, task="t", queue="q", state=State.PENDING, payload={"a": [1, None]}, result=None,
-        error=None, attempt=0, failures=0, crashes=0, priority=5, run_at=after(60),
+        error=None, attempt=1, failures=0, crashes=0, priority=5, run_at=after(60),
         created_at=MOMENT, started_at=None, finished_at=None, parent_id=None, progress=None,
-        metadata={"m": 1},
+        metadata={"m": 1}, group="g", runs=0, cancel_requested=False, dedupe_key=None,
     )  # fmt: skip
 
 
@@ -106,7 +106,8 @@ def test_an_ended_execution_is_shown_as_it_was(conn: Connection, clock: Clock) -
         id=claimed.id, task="t", queue="q", state=State.FAILED, payload="p", result=None,
         error=error, attempt=1, failures=1, crashes=0, priority=-3, run_at=MOMENT,
         created_at=MOMENT, started_at=MOMENT, finished_at=after(7), parent_id=None,
-        progress=None, metadata=None,
+        progress=None, metadata=None, group=None, runs=1, cancel_requested=False,
+        dedupe_key=None,
     )  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def test_what_is_given_back_is_pending_again(
     clock.advance(10)
     assert requeue(conn, back(claimed, outcome)) == {claimed.id}
     row = live(conn, claimed.id)
-    assert (row.state, row.owner, row.attempt, row.failures) == (letter, None, attempt, failures)
+    assert (row.state, row.owner, row.runs, row.failures) == (letter, None, attempt, failures)
     assert row.run_at == MOMENT + timedelta(seconds=10 + outcome.delay)
     assert (row.error and row.error["message"], row.crashes, row.rank) == (error, 0, -3)
     assert state(conn, claimed.id) == "pending"
@@ -91,7 +91,7 @@ def test_the_next_claim_knows_what_was(conn: Connection) -> None:
     requeue(conn, back(running(conn), Retrying(0, WRONG, counts=True)))
     requeue(conn, back(claim_one(conn), HandedBack(0)))
     claimed = claim_one(conn)
-    assert (claimed.attempt, claimed.failures, claimed.crashes) == (2, 1, 0)
+    assert (claimed.runs, claimed.failures, claimed.crashes) == (2, 1, 0)
 
 
 def test_workers_hear_of_what_is_given_back(conn: Connection, clock: Clock, ears: Ears) -> None:
@@ -226,11 +226,11 @@ def test_a_claim_whose_reply_was_lost_is_given_back(conn: Connection, clock: Clo
     now = clock.stop()
     assert claims.reconcile(conn, mine, "q", [known.token]) == 1
     row = live(conn, lost.id)
-    assert (row.state, row.owner, row.attempt, row.crashes) == ("r", None, 0, 0)
+    assert (row.state, row.owner, row.runs, row.crashes) == ("r", None, 0, 0)
     assert row.run_at == now
     for each in (known, elsewhere, theirs):
         assert live(conn, each.id).state == "x"
-    assert claim_one(conn).attempt == 1
+    assert claim_one(conn).runs == 1
 
 
 def test_a_lost_claim_that_is_to_be_cancelled_is_ended(conn: Connection) -> None:
@@ -264,12 +264,12 @@ def test_what_failed_or_was_cancelled_runs_again(
     assert executions.retry(conn, ended)
     assert history(conn, ended) is None
     row = live(conn, ended)
-    assert (row.state, row.failures, row.crashes, row.attempt) == ("r", 0, 0, 1)
+    assert (row.state, row.failures, row.crashes, row.runs) == ("r", 0, 0, 1)
     assert (row.payload, row.metadata, row.event) == ([1], {"m": 1}, {"name": "e"})
     assert (row.group_key, row.rank, row.timeout, row.dedupe_key) == ("g", -5, 9, "k")
     assert (row.created_at, row.run_at) == (began, MOMENT + timedelta(seconds=60))
     assert ears.payloads() == ["ready:-5:q"]
-    assert claim_one(conn).attempt == 2
+    assert claim_one(conn).runs == 2
 
 
 def test_a_retried_one_gives_its_dedupe_key_up_if_another_has_it(conn: Connection) -> None:

@@ -61,9 +61,9 @@ def fail_later() -> None:
 
 @task
 def fail_once(ctx: Context) -> int:
-    if ctx.attempt == 1:
+    if ctx.runs == 1:
         raise ValueError("once")
-    return ctx.attempt
+    return ctx.runs
 
 @task
 def give_up() -> None:

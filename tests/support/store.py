@@ -126,7 +126,7 @@ def live(conn: Connection, id: UUID) -> Any:
 def history(conn: Connection, id: UUID) -> Any:
     """Its row in history with the name of its partition, or None."""
     query: LiteralString = """
-        select id, token, attempt, failures, crashes, state, result, error, payload, metadata,
+        select id, token, runs, failures, crashes, state, result, error, payload, metadata,
             event, dedupe_key, group_key, rank, run_at, created_at, started_at, finished_at,
             tableoid::regclass::text as partition, expires_at = 'infinity' as for_ever,
             case when expires_at < 'infinity'

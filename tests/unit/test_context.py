@@ -28,7 +28,7 @@ CONDUCTOR = cast("Conductor", object())
 
 def attempt(**changes: Any) -> Attempt:
     values: dict[str, Any] = {
-        "id": ID, "token": 1, "task": "work", "payload": "{}", "attempt": 3, "failures": 0,
+        "id": ID, "token": 1, "task": "work", "payload": "{}", "runs": 3, "failures": 1,
         "crashes": 0, "timeout": None, "metadata": None, "event": None, "rank": 0,
         "run_at": datetime.now(UTC), "seq": 1, "flags": 0,
     }  # fmt: skip
@@ -212,7 +212,13 @@ def test_a_checkpoint_passes_while_nobody_asks() -> None:
 
 def test_a_context_tells_who_it_is() -> None:
     ctx = given()
-    assert (ctx.execution_id, ctx.attempt, ctx.conductor, ctx.state) == (ID, 3, CONDUCTOR, "state")
+    assert (ctx.execution_id, ctx.attempt, ctx.runs, ctx.conductor, ctx.state) == (
+        ID,
+        2,
+        3,
+        CONDUCTOR,
+        "state",
+    )
 
 
 def test_metadata_is_never_none() -> None:
@@ -230,4 +236,4 @@ def test_an_event_tells_what_caused_the_execution() -> None:
 def test_the_logger_is_bound_to_the_execution(caplog: pytest.LogCaptureFixture) -> None:
     ctx = given()
     assert ctx.logger is ctx.logger
-    assert ctx.logger._context == {"task": "work", "execution": str(ID), "attempt": 3}
+    assert ctx.logger._context == {"task": "work", "execution": str(ID), "attempt": 2, "run": 3}

@@ -21,6 +21,7 @@ def execution() -> Execution:
         error=ExecutionError("ValueError", "no"), attempt=1, failures=1, crashes=0, priority=0,
         run_at=None, created_at=datetime(2026, 1, 1, tzinfo=UTC), started_at=None,
         finished_at=None, parent_id=None, progress=None, metadata=None,
+        group=None, runs=1, cancel_requested=False, dedupe_key=None,
     )  # fmt: skip
 
 
@@ -31,7 +32,7 @@ def test_an_execution_has_the_fields_of_the_contract_in_order() -> None:
     assert [each.name for each in dataclasses.fields(Execution)] == [
         "id", "task", "queue", "state", "payload", "result", "error", "attempt", "failures",
         "crashes", "priority", "run_at", "created_at", "started_at", "finished_at", "parent_id",
-        "progress", "metadata",
+        "progress", "metadata", "group", "runs", "cancel_requested", "dedupe_key",
     ]  # fmt: skip
 
 

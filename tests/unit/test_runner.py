@@ -53,7 +53,7 @@ def loop() -> Iterator[EventLoop]:
 
 def claimed(payload: str = "{}", **changes: Any) -> Claimed:
     values: dict[str, Any] = {
-        "id": uuid4(), "token": 1, "task": "work", "payload": payload, "attempt": 1,
+        "id": uuid4(), "token": 1, "task": "work", "payload": payload, "runs": 1,
         "failures": 0, "crashes": 0, "timeout": None, "metadata": None, "event": None,
         "rank": 0, "run_at": datetime.now(UTC), "seq": 1, "flags": 0,
     }  # fmt: skip
@@ -206,7 +206,7 @@ def test_a_task_learns_who_it_is() -> None:
         attempt = current.get()
         assert attempt is not None
         assert ctx.execution_id == attempt.claimed.id
-        return [ctx.attempt, a]
+        return [ctx.runs, a]
 
     assert ended(work, '{"a": 5}') == Completed("[1,5]")
 
@@ -217,7 +217,7 @@ def test_an_async_task_learns_who_it_is(loop: EventLoop) -> None:
         attempt = current.get()
         assert attempt is not None
         assert ctx.execution_id == attempt.claimed.id
-        return [ctx.attempt, a]
+        return [ctx.runs, a]
 
     assert ended(work, '{"a": 5}', loop=loop) == Completed("[1,5]")
 

@@ -142,7 +142,7 @@ from generate_series(1, COUNT)
 """
 FINISHED = """
 insert into conductor.history (id, seq, run_at, created_at, started_at, finished_at, expires_at,
-    attempt, failures, crashes, rank, state, queue, task, payload, result)
+    runs, failures, crashes, rank, state, queue, task, payload, result)
 select conductor.uuid7(), n, conductor.now(), conductor.now(), conductor.now(), conductor.now(),
     conductor.now() + interval '7 days', 1, 0, 0, 0, 'c', 'default', 'earlier', '{}', '1'
 from generate_series(1, COUNT) n

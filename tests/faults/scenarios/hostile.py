@@ -44,7 +44,7 @@ def hostile_values(stage: Stage) -> None:
     stage.judge()
     rows = _rows(stage)
     _expect(stage, {kind: rows[id] for kind, id in ids.items()})
-    stage.require(all(rows[id].attempt == 1 for id in beside), "a neighbour was disturbed")
+    stage.require(all(rows[id].claim == 1 for id in beside), "a neighbour was disturbed")
     stage.require(server.process.poll() is None, f"the server ended: {server.last_words[-300:]}")
     stage.require(server.is_ready(), "the server is not ready")
     moment = server.terminate()
@@ -61,7 +61,7 @@ def _expect(stage: Stage, rows: dict[str, Row]) -> None:
             wanted = "completed"  # where the encoder has an answer, it need not fail
         stage.require(row.state == wanted, f"{kind}: {row.state} ({row.error})")
         stage.require(row.state == "completed" or row.error is not None, f"{kind}: no error told")
-        stage.require(row.attempt == 1, f"{kind}: {row.attempt} attempts")
+        stage.require(row.claim == 1, f"{kind}: {row.claim} runs")
     stage.figure("failed", str(sum(row.state == "failed" for row in rows.values())))
 
 

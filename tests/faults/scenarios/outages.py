@@ -133,9 +133,7 @@ def down(stage: Stage) -> None:
     _listens(stage)
     stage.release("go")
     stage.judge()
-    stage.require(
-        stage.started(ids, attempt=2) == 0, "what ran on was rescued from a living server"
-    )
+    stage.require(stage.started(ids, claim=2) == 0, "what ran on was rescued from a living server")
 
 
 @scenario("down-at-start")

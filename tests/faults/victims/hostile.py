@@ -143,7 +143,7 @@ def deadly(ctx: Context, kind: str) -> Any:
 def closes(ctx: Context) -> str:
     """Closes every file of its process, once."""
     with body(ctx, "closes") as run:
-        if ctx.attempt == 1:
+        if ctx.runs == 1:
             _close_files()
         return run
 
@@ -183,7 +183,7 @@ def _catch_everything() -> NoReturn:
 def greedy(ctx: Context, kind: str, seconds: float) -> str:
     """Holds the interpreter's lock, once: no other thread of its process runs meanwhile."""
     with body(ctx, "greedy") as run:
-        if ctx.attempt > 1:
+        if ctx.runs > 1:
             return run
         if kind == "regex":
             _long_regex(seconds)

@@ -31,7 +31,7 @@ def body(ctx: Context, task: str) -> Iterator[str]:
     event = ctx.event
     tick = event.scheduled_for.isoformat() if event and event.scheduled_for else None
     note(
-        "start", id=ctx.execution_id, task=task, attempt=ctx.attempt, pid=os.getpid(), run=run,
+        "start", id=ctx.execution_id, task=task, claim=ctx.runs, pid=os.getpid(), run=run,
         tick=tick,
     )  # fmt: skip
     returned = False

@@ -32,7 +32,7 @@ def until(ctx: Context, name: str, seconds: float = 600.0, polite: bool = False)
 def hold_once(ctx: Context, seconds: float = 600.0) -> str:
     """The first attempt holds its thread, the next ones return at once."""
     with body(ctx, "hold_once") as run:
-        if ctx.attempt == 1:
+        if ctx.runs == 1:
             time.sleep(seconds)
         return run
 

@@ -29,7 +29,7 @@ SETUP: Final = """
         n bigint generated always as identity, tx bigint default pg_current_xact_id()::text::bigint,
         seen text default pg_current_snapshot()::text, at timestamptz default conductor.now(),
         who text default current_setting('test.actor'), what text, id uuid, state text,
-        token bigint, owner uuid, attempt int, failures int, crashes int, flags int,
+        token bigint, owner uuid, runs int, failures int, crashes int, flags int,
         run_at timestamptz, task text, more text
     ) with (autovacuum_enabled = false);
 
@@ -37,8 +37,8 @@ SETUP: Final = """
     declare r conductor.live := case tg_op when 'DELETE' then old else new end;
     begin
         insert into public.evidence
-            (what, id, state, token, owner, attempt, failures, crashes, flags, run_at, task, more)
-        values ('live ' || tg_op, r.id, r.state, r.token, r.owner, r.attempt, r.failures,
+            (what, id, state, token, owner, runs, failures, crashes, flags, run_at, task, more)
+        values ('live ' || tg_op, r.id, r.state, r.token, r.owner, r.runs, r.failures,
             r.crashes, r.flags & 1, r.run_at, r.task, r.event ->> 'scheduled_for');
         return null;
     end $$;
@@ -46,8 +46,8 @@ SETUP: Final = """
     declare r conductor.history := case tg_op when 'DELETE' then old else new end;
     begin
         insert into public.evidence
-            (what, id, state, token, attempt, failures, crashes, task, more)
-        values ('history ' || tg_op, r.id, r.state, r.token, r.attempt, r.failures, r.crashes,
+            (what, id, state, token, runs, failures, crashes, task, more)
+        values ('history ' || tg_op, r.id, r.state, r.token, r.runs, r.failures, r.crashes,
             r.task, r.result #>> '{}');
         return null;
     end $$;
@@ -95,7 +95,7 @@ class Fact(NamedTuple):
     state: str
     token: int | None
     owner: UUID | None
-    attempt: int
+    runs: int
     failures: int
     crashes: int
     flags: int  # 1: cancel asked
@@ -256,10 +256,10 @@ class Life:
         if again:
             self.retries += 1
             self._expect(self.has_ended, "retried and had not ended", row)
-            self._expect(row.attempt == self._attempts, "a retry forgets attempts", row)
+            self._expect(row.runs == self._attempts, "a retry forgets attempts", row)
         else:
             self._expect(self._last is None or self._is_forgotten(row), "runs again", row)
-            self._expect(row.attempt == 0, "born with attempts", row)
+            self._expect(row.runs == 0, "born with attempts", row)
             self.is_tick, self.task = row.more is not None, row.task
             self.scheduled_for = row.more or ""
         self._expect((row.failures, row.crashes, row.flags) == (0, 0, 0), "born spent", row)
@@ -299,7 +299,7 @@ class Life:
         self._expect(row.token not in self.claims, "an old token once more", old, row)
         self._expect(self._verdict.is_by(row.owner, row), "claimed for somebody else", old, row)
         self._expect(
-            _counts(row) == (old.attempt + 1, old.failures, old.crashes), "miscounted", old, row
+            _counts(row) == (old.runs + 1, old.failures, old.crashes), "miscounted", old, row
         )
         self.claims[row.token] = row.owner
 
@@ -311,7 +311,7 @@ class Life:
         )
         mine = self._verdict.is_by(old.owner, row)
         if mine and (attempts, failures, crashes) in ((0, 0, 0), (0, 1, 0), (-1, 0, 0)):
-            self.settled.add((old.owner, old.attempt))
+            self.settled.add((old.owner, old.runs))
             return
         self._expect(
             not self._verdict.is_in_fleet(old.owner, row), "taken from the living", old, row
@@ -354,13 +354,13 @@ class Life:
         self.cancels += row.flags or row.state != "x"
 
     def _end(self, gone: Fact) -> None:
-        self.settled.add((gone.owner, gone.attempt))
+        self.settled.add((gone.owner, gone.runs))
         self.ends += 1
-        self.has_ended, self._attempts = True, gone.attempt
+        self.has_ended, self._attempts = True, gone.runs
 
 
 def _counts(row: Fact) -> tuple[int, int, int]:
-    return row.attempt, row.failures, row.crashes
+    return row.runs, row.failures, row.crashes
 
 
 def judge_ticks(verdict: Verdict, first: datetime, beyond: datetime, every: float) -> None:

@@ -75,7 +75,7 @@ class Told:
     cancelled: Counter[UUID] = field(default_factory=Counter)
     retried: Counter[UUID] = field(default_factory=Counter)
     recorded: Counter[UUID] = field(default_factory=Counter)
-    stale: list[tuple[UUID, int, str]] = field(default_factory=list)  # id, attempt, server
+    stale: list[tuple[UUID, int, str]] = field(default_factory=list)  # id, run, server
     started: list[tuple[Claimed, str, float]] = field(default_factory=list)
 
 

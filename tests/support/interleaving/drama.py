@@ -128,7 +128,7 @@ class Drama:
         """An event of telemetry."""
         who = self.stage.current
         if event == "executions.stale" and who is not None:
-            self.told.stale.append((UUID(fields["execution"]), fields["attempt"], who.group))
+            self.told.stale.append((UUID(fields["execution"]), fields["run"], who.group))
         if event != "executions.finished":
             self.stage.note(event, fields)
 
