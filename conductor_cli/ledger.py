@@ -28,9 +28,11 @@ from conductor_cli.errors import (
     Released,
     StepError,
     Suspending,
+    TaskDefinitionError,
     TaskSignal,
 )
 from conductor_cli.models import ExecutionError, Flag, Park, Suspended
+from conductor_cli.results import ResultType
 from conductor_cli.service import backoff
 from conductor_cli.store import claims, endings, events
 from conductor_cli.store import ledger as rows
@@ -66,6 +68,7 @@ class Ledger:
         self.loan: Loan | None = None
         self.is_settled = False  # the database knows already that it has completed
         self.is_logged = False
+        self.unstorable: PayloadError | None = None  # a result for which the execution ends
         self._untold: str | None = None  # progress
         self._tell_at = 0.0
         self._attempt = attempt
@@ -135,8 +138,8 @@ class Ledger:
 
     def step(self, step: Step, fn: Callable[..., Any], *, branch: bool) -> Run:
         """Begin a step, or find what it has returned."""
-        decode = _decoder(fn)
-        return Run(self, step, decode, self.ask(step.name, "s", branch=branch), branch=branch)
+        kind = _result_type(step, fn)
+        return Run(self, step, kind, self.ask(step.name, "s", branch=branch), branch=branch)
 
     def record(self, new: New) -> datetime | None:
         """Write an entry; returns until when it lasts."""
@@ -557,14 +560,14 @@ class Run:
         self,
         ledger: Ledger,
         step: Step,
-        decode: Callable[[str], Any],
+        kind: ResultType,
         entry: Entry | None,
         *,
         branch: bool,
     ) -> None:
         self.is_recorded = entry is not None and entry.state == "c"
         self.value: Any = None
-        self._ledger, self._step, self._decode, self._branch = ledger, step, decode, branch
+        self._ledger, self._step, self._kind, self._branch = ledger, step, kind, branch
         self._failures = 0 if entry is None else entry.failures
         if entry is not None and entry.state == "f":
             raise stored_error.decode(entry.error or "{}")
@@ -573,23 +576,14 @@ class Run:
 
     def done(self, value: object) -> None:
         """Record what it returned; ``value`` is what a later attempt will be given."""
-        name, ledger = self._step.name, self._ledger
-        what = f"The result of step {name!r}"
-        text = payloads.encode(value, what, ledger.limit)
-        self.value = self._decoded(text)
-        ledger.record(New(name, "s", "c", value=text, branch=self._branch))
+        self._ledger.record(self._new(value))
         self.is_recorded = True
 
     def transact(self, fn: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> None:
         """Call ``fn`` with a connection whose writes are committed together with the record."""
 
         def new(conn: Connection) -> New:
-            value = fn(conn, *args, **kwargs)
-            text = payloads.encode(
-                value, f"The result of step {self._step.name!r}", self._ledger.limit
-            )
-            self.value = self._decoded(text)
-            return New(self._step.name, "s", "c", value=text, branch=self._branch)
+            return self._new(fn(conn, *args, **kwargs))
 
         self._ledger.transact(new)
         self.is_recorded = True
@@ -620,9 +614,22 @@ class Run:
             self._ledger.suspend(name, Park.RETRIES, until)
         return delay
 
+    def _new(self, value: object) -> New:
+        """What is recorded of a value. One that cannot be stored ends the execution: to run the
+        step again would repeat its effect, and change nothing."""
+        name = self._step.name
+        try:
+            text, self.value = self._kind.encode(
+                value, f"The result of step {name!r}", self._ledger.limit
+            )
+        except PayloadError as error:
+            self._ledger.unstorable = error
+            raise
+        return New(name, "s", "c", value=text, branch=self._branch)
+
     def _decoded(self, text: str) -> Any:
         try:
-            return self._decode(text)
+            return self._kind.decode(text)
         except PayloadError as error:
             raise StepError(f"Step {self._step.name!r}: {error}") from error
 
@@ -676,14 +683,25 @@ def _check_name(name: object) -> None:
         raise StepError(f"{name!r} is not a name: a text of 1 to {NAME_LIMIT} characters.")
 
 
-def _decoder(fn: Callable[..., Any]) -> Callable[[str], Any]:
-    """How the result of a step's function is read: as its return annotation says."""
-    known = getattr(fn, "result_type", None)
-    if isinstance(known, payloads.ResultType):
-        return known.decode
-    if "return" not in getattr(payloads.underlying(fn), "__annotations__", {}):
-        return payloads.decode
-    return payloads.ResultType(fn).decode
+def _result_type(step: Step, fn: Callable[..., Any]) -> ResultType:
+    """How the result of a step's function is kept: as ``returns`` or its return annotation says."""
+    try:
+        if step.returns is not None:
+            return ResultType(step.returns, f"Step {step.name!r}")
+        known = getattr(fn, "result_type", None)
+        return known if isinstance(known, ResultType) else _of_function(fn)
+    except TaskDefinitionError as error:
+        raise StepError(f"Step {step.name!r}: {error}") from error
+
+
+def _of_function(fn: Callable[..., Any]) -> ResultType:
+    inner = payloads.underlying(fn)
+    if isinstance(inner, type) or "return" in getattr(inner, "__annotations__", {}):
+        return ResultType.of(inner if isinstance(inner, type) else fn)
+    return _UNTYPED
+
+
+_UNTYPED: Final = ResultType(Any, "")
 
 
 def _error(entry: Entry) -> ExecutionError:

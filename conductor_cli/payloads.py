@@ -14,17 +14,17 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Never, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from conductor_cli import pydantic_types
 from conductor_cli.errors import PayloadError, TaskDefinitionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 DEFAULT_LIMIT: Final = 1024 * 1024
-_PLAIN: Final = (inspect.Signature.empty, Any, None, type(None), object, Never, NoReturn)
 _MISSING: Final = inspect.Parameter.empty
 _BY_PLACE: Final = inspect.Parameter.POSITIONAL_ONLY
 _BY_EITHER: Final = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -55,7 +55,9 @@ def encode(value: object, what: str, limit: int | None = DEFAULT_LIMIT) -> str:
     except RecursionError:
         raise PayloadError(f"{what} contains itself, or is nested too deeply for JSON.") from None
     except Exception as error:  # whatever a model's own code raises
-        raise PayloadError(f"{what} cannot be stored as JSON: {_friendly(error)}.") from error
+        if isinstance(error, pydantic_types.Refused):
+            _refuse_nan(value, what)
+        raise PayloadError(f"{what} cannot be stored as JSON: {friendly(error)}.") from error
     return data.decode()
 
 
@@ -64,29 +66,26 @@ def decode(text: str | bytes) -> Any:
     return msgspec.json.decode(text)
 
 
-class ResultType:
-    """The awaited return annotation of a function: how its stored result is read again."""
+class JsonType:
+    """How values of one annotation are read from JSON.
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        signature, hints = _signature(function)
-        annotation = hints.get("return", signature.return_annotation)
-        self._plain = any(annotation is plain for plain in _PLAIN)
-        try:
-            self._decoder = None if self._plain else _decoder(annotation)
-        except (TypeError, ValueError) as error:
-            raise TaskDefinitionError(
-                f"{describe(function)}: a result cannot be read from JSON as its return "
-                f"annotation says: {_friendly(error)}."
-            ) from None
+    Raises TypeError or ValueError for an annotation that JSON has no values for.
+    """
 
-    def decode(self, text: str) -> Any:
-        """The result from JSON text; raises PayloadError when it does not fit the annotation."""
-        try:
-            return decode(text) if self._decoder is None else self._decoder.decode(text)
-        except Exception as error:
-            raise PayloadError(
-                f"The result does not fit the return annotation: {_friendly(error)}."
-            ) from error
+    def __init__(self, annotation: Any) -> None:
+        self._adapter = pydantic_types.adapter(annotation)
+        self._decoder = None if self._adapter is not None else _decoder(annotation)
+
+    @property
+    def is_of_pydantic(self) -> bool:
+        """Whether pydantic reads it."""
+        return self._adapter is not None
+
+    def decode(self, text: str | bytes) -> Any:
+        """A value; raises whatever the reader, or a model's own code, raises."""
+        reader = self._adapter or self._decoder
+        assert reader is not None
+        return reader.decode(text)
 
 
 class Binder:
@@ -107,7 +106,10 @@ class Binder:
         self.parameters = [n for n, p in given.items() if p.kind is not _ANY_KEYS]
         self._may_lack_payload = self.whole and given["payload"].default is not _MISSING
         self._may_lack_keys = any(p.default is not _MISSING for p in given.values())
-        self._any_keys = next((hints.get(n, Any) for n in given if n not in self.parameters), None)
+        self._any_keys: Any = next(
+            (hints.get(n, Any) for n in given if n not in self.parameters), None
+        )
+        self._adapted: dict[str, JsonType] = {}
         self._names = frozenset((*self.parameters, self.context))
         self._context_at = _place_of_context(signature, self.context)
         self._positional = {n: p.default for n, p in given.items() if p.kind is _BY_PLACE}
@@ -118,7 +120,7 @@ class Binder:
         except (TypeError, ValueError) as error:
             raise TaskDefinitionError(
                 f"{describe(function)}: a payload cannot be bound to its annotations: "
-                f"{_friendly(error)}."
+                f"{friendly(error)}."
             ) from None
 
     @property
@@ -141,12 +143,15 @@ class Binder:
             arguments = dict(zip(self.parameters, values, strict=True))
             if self._may_lack_keys:
                 arguments = {n: v for n, v in arguments.items() if v is not msgspec.UNSET}
+            for name, kind in self._adapted.items():
+                if name in arguments:
+                    arguments[name] = _named(name, kind.decode, arguments[name])
             if self._any_keys is not None:
                 arguments |= self._other_keys(payload)
         except RecursionError:
             raise PayloadError("The payload does not fit: it is nested too deeply.") from None
         except Exception as error:  # also what a model's own validation raises
-            raise PayloadError(f"The payload does not fit: {_friendly(error)}.") from error
+            raise PayloadError(f"The payload does not fit: {friendly(error)}.") from error
         if not self._positional:
             return [], arguments
         return [arguments.pop(n, d) for n, d in self._positional.items()], arguments
@@ -160,13 +165,13 @@ class Binder:
 
     def check(self, task: str, payload: str) -> None:
         """Refuse a payload that does not fit, unknown keys included."""
-        if self._strict is not None:
-            try:
-                self._strict.decode(payload)
-            except Exception:
-                self._explain(task, payload)
+        if self._strict is None or self._adapted:
+            self._explain(task, payload)
             return
-        self._explain(task, payload)
+        try:
+            self._strict.decode(payload)
+        except Exception:
+            self._explain(task, payload)
 
     def _explain(self, task: str, payload: str) -> None:
         """Raise what is wrong with a payload, by name."""
@@ -196,15 +201,16 @@ class Binder:
             return args[0]
         return kwargs["payload"] if list(kwargs) == ["payload"] else dict(kwargs) or None
 
-    def _build(
-        self, given: Mapping[str, inspect.Parameter], hints: Mapping[str, Any]
-    ) -> msgspec.json.Decoder[Any]:
+    def _build(self, given: Mapping[str, inspect.Parameter], hints: Mapping[str, Any]) -> Any:
         if self._any_keys is not None:
-            _decoder(self._any_keys)  # which raises when there can be none
+            self._any_keys = Any if self._any_keys is Any else JsonType(self._any_keys)
         if self.whole:
-            return _decoder(hints.get("payload", Any))
+            return JsonType(hints.get("payload", Any))
         # The struct has names of its own: not every parameter's can be an attribute's.
         names = {f"p{i}": n for i, n in enumerate(self.parameters)}
+        adapted = {n: JsonType(hints[n]) for n in self.parameters if n in hints}
+        self._adapted = {n: kind for n, kind in adapted.items() if kind.is_of_pydantic}
+        hints = {**hints, **dict.fromkeys(self._adapted, msgspec.Raw)}
         kinds = [_field(name, given[n], hints.get(n, Any)) for name, n in names.items()]
         if self._any_keys is None:
             self._strict = _decoder(_struct(kinds, names, strict=True))
@@ -214,7 +220,9 @@ class Binder:
         others = {k: v for k, v in decode(payload).items() if k not in self._names}
         if self._any_keys is Any:
             return others
-        return {k: _converted(k, v, self._any_keys) for k, v in others.items()}
+        return {
+            k: _named(k, self._any_keys.decode, msgspec.json.encode(v)) for k, v in others.items()
+        }
 
     def _refuse_unfillable(
         self, function: Callable[..., Any], signature: inspect.Signature
@@ -258,9 +266,10 @@ def underlying(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _encode_other(value: object) -> object:
-    dump = getattr(value, "model_dump", None)
-    if callable(dump):  # pydantic, if the caller uses it
-        return dump(mode="json")
+    if pydantic_types.is_model(value):
+        return pydantic_types.dump(value)
+    if pydantic_types.is_text(value):
+        return str(value)
     for plain in (str, int, float):  # a subclass, such as numpy's float64
         if isinstance(value, plain):
             return plain(value)
@@ -270,13 +279,18 @@ def _encode_other(value: object) -> object:
 
 
 def _decode_other(kind: type, value: object) -> object:
-    validate = getattr(kind, "model_validate", None)
-    if callable(validate):
-        return validate(value)
+    if pydantic_types.is_model_type(kind):
+        return pydantic_types.read(kind, value)
     raise TypeError(f"{kind.__name__} cannot be read from JSON")
 
 
 _encoder: Final = msgspec.json.Encoder(enc_hook=_encode_other)
+
+
+def return_annotation(function: Callable[..., Any]) -> Any:
+    """What a function is annotated to return; ``inspect.Signature.empty`` when it is not."""
+    signature, hints = _signature(function)
+    return hints.get("return", signature.return_annotation)
 
 
 def _struct(kinds: list[Any], names: dict[str, str], *, strict: bool) -> Any:
@@ -300,7 +314,7 @@ def _signature(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[st
         ) from None
     except Exception as error:
         raise TaskDefinitionError(
-            f"{describe(function)}: its signature cannot be read: {_friendly(error)}."
+            f"{describe(function)}: its signature cannot be read: {friendly(error)}."
         ) from None
 
 
@@ -344,17 +358,23 @@ def _place_of_context(signature: inspect.Signature, name: str | None) -> int | N
 def _field(name: str, parameter: inspect.Parameter, hint: Any) -> Any:
     if parameter.default is parameter.empty:
         return (name, hint)
-    return (name, Any if hint is Any else hint | msgspec.UnsetType, msgspec.UNSET)
+    kind = hint if hint in (Any, msgspec.Raw) else hint | msgspec.UnsetType
+    return (name, kind, msgspec.UNSET)
 
 
-def _converted(key: str, value: Any, kind: Any) -> Any:
+def _named(key: str, decode: Callable[[Any], Any], text: Any) -> Any:
+    """The value of one key, read by a decoder of its own; an error names the key."""
     try:
-        return msgspec.convert(value, kind, dec_hook=_decode_other)
+        return decode(bytes(text))
     except Exception as error:
-        raise PayloadError(f"{_friendly(error)} - at '$.{key}'") from error
+        inner = friendly(error)
+        told, _, place = inner.partition(" - at '$")
+        place = place.rstrip("'")
+        raise PayloadError(f"{told} - at '$.{key}{place}'") from error
 
 
-def _friendly(error: Exception) -> str:
+def friendly(error: Exception) -> str:
+    """What a reader or a writer of JSON says, in our words."""
     text = str(error).rstrip(".")
     if not isinstance(error, (msgspec.MsgspecError, PayloadError, TypeError, ValueError)):
         text = f"{type(error).__name__}: {text}"
@@ -375,12 +395,13 @@ def _parts(value: object) -> list[tuple[str, object]]:
         return [(f"[{i}]", part) for i, part in enumerate(value)]
     if isinstance(value, Enum):
         return [("", value.value)]
-    if callable(dump := getattr(value, "model_dump", None)):
-        return [("", dump(mode="json"))]
-    return [(f".{name}", getattr(value, name)) for name in _attributes(value)]
+    if pydantic_types.is_model(value):
+        return [(f".{name}", part) for name, part in vars(value).items()]
+    return [(f".{name}", getattr(value, name)) for name in attributes(value)]
 
 
-def _attributes(value: object) -> Sequence[str]:
+def attributes(value: object) -> Sequence[str]:
+    """The names of a Struct's, a dataclass's or an attrs class's fields; of others none."""
     if isinstance(value, msgspec.Struct):
         return value.__struct_fields__
     if is_dataclass(value):

@@ -27,6 +27,7 @@ from conductor_cli import filters, payloads, timing
 from conductor_cli.context import AsyncContext, Context
 from conductor_cli.errors import ConductorError, PayloadError, TaskDefinitionError
 from conductor_cli.models import NAME_PATTERN
+from conductor_cli.results import ResultType
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -156,7 +157,7 @@ class Task(Generic[P, R_co]):
         self.is_async = inspect.iscoroutinefunction(inner)
         _refuse_what_is_no_task(function, inner)
         self.binder = payloads.Binder(function, (Context, AsyncContext))
-        self.result_type = payloads.ResultType(function)
+        self.result_type = ResultType.of(function)
         self.__doc__ = inner.__doc__
         self.__name__ = getattr(inner, "__name__", self.name)
         self.__wrapped__ = function

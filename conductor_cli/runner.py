@@ -17,7 +17,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from conductor_cli import calls, payloads, registry, timing
+from conductor_cli import calls, registry, timing
 from conductor_cli.aio import AsyncConductor
 from conductor_cli.attempt import Abort, TaskTimeout, current
 from conductor_cli.context import AsyncContext, Context
@@ -92,6 +92,8 @@ class Runner:
             attempt.ledger.give_back()
             if attempt.ledger.is_settled:
                 return outcome
+            if attempt.ledger.unstorable is not None:  # whatever the code has made of it
+                return Failed(describe(attempt.ledger.unstorable))
         if type(outcome) is Completed and attempt.abort_reason is Abort.TIMEOUT:
             outcome = ending(task, claimed, Abort.TIMEOUT, TaskTimeout("timed out"))
         return outcome
@@ -138,7 +140,8 @@ class Runner:
 
     def _completed(self, task: Task[..., Any], result: object) -> Outcome:
         try:
-            return Completed(payloads.encode(result, f"The result of {task.name!r}", self._limit))
+            what = f"The result of {task.name!r}"
+            return Completed(task.result_type.encode_fitting(result, what, self._limit))
         except PayloadError as error:
             if not inspect.isawaitable(result):
                 return Failed(describe(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from conductor_cli import timing
 
@@ -13,11 +14,14 @@ class Step:
 
     ``max_attempts``: how often it may be tried before its error is the task's; ``retry``: as that
     of a task. Between two tries the execution leaves its thread; that is no failure of the task.
+    ``returns``: the type of the result, or a pydantic TypeAdapter, where the function has no
+    return annotation, or another is meant.
     """
 
     name: str
     max_attempts: int = 1
     retry: timing.RetryPolicy | None = None
+    returns: Any = None
 
     def __post_init__(self) -> None:
         count = self.max_attempts
