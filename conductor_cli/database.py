@@ -143,6 +143,18 @@ def is_locked(error: BaseException) -> bool:
     return isinstance(error, psycopg.errors.LockNotAvailable)
 
 
+def is_hindered(error: BaseException) -> bool:
+    """Whether the database answers, but has refused a statement: a lock, its time, a right."""
+    return isinstance(
+        error,
+        (
+            psycopg.errors.LockNotAvailable,
+            psycopg.errors.QueryCanceled,
+            psycopg.errors.InsufficientPrivilege,
+        ),
+    )
+
+
 def does_not_fit(error: BaseException) -> bool:
     """Whether a statement was not understood: the schema is another than it was written for."""
     state = error.sqlstate if isinstance(error, psycopg.Error) else None

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from conductor_cli import telemetry
-from conductor_cli.database import STATEMENT_TIMEOUT, Link
+from conductor_cli.database import STATEMENT_TIMEOUT, Link, is_hindered
 from conductor_cli.service import PeriodicService
 from conductor_cli.store import events, fleet
 
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from conductor_cli.store.fleet import Rescued
 
 ORPHANS_EVERY: Final = 60.0
-PRUNE_EVERY: Final = 60.0
-ROTATE_EVERY: Final = 900.0
-PRUNE_BATCH: Final = 1000
+PRUNE_EVERY: Final = 30.0
+PRUNE_LATER: Final = 900.0  # the longest pause after refusals
+PRUNE_FIRST: Final = 500  # rows of the first batch
+PRUNE_MOST: Final = 2000
+PRUNE_QUICK: Final = 0.025  # seconds: a batch below lets the next one grow
+PRUNE_SLOW: Final = 0.1  # a batch above halves the next one
 DISPATCH_BATCH: Final = 100
 DISPATCH_POLL: Final = 1.0  # while the listener is not proven alive
 TRUSTING_POLL: Final = 60.0
@@ -167,28 +170,56 @@ class Undertaker(PeriodicService):
 
 
 class Pruner(PeriodicService):
-    """Keeps history's partitions: tomorrow's made in time, yesterday's dropped. The leader's."""
+    """Deletes executions that have expired, in batches that adapt. The leader's.
+
+    Each batch is a transaction of its own, with a pause after it as long as it took: so that
+    retention has at most half of one connection's time, and ends are never long beside it. A
+    statement that was refused (a lock on the table, the statement's time, a missing right) is
+    told as such, halves the batch and is tried again after a pause that doubles up to a quarter
+    of an hour.
+    """
 
     def __init__(
         self, database: Database, *, on_death: Callable[[Service, BaseException], None]
     ) -> None:
         super().__init__("pruner", pause=PRUNE_EVERY, on_death=on_death)
         self._database = database
-        self._rounds = 0
+        self._batch = PRUNE_FIRST
+        self._refused = 0
 
     def recover(self) -> None:
         self._database.drop_dead()
 
     def tick(self) -> bool:
-        if self._rounds * PRUNE_EVERY % ROTATE_EVERY == 0:
+        began = time.monotonic()
+        limit = self._batch
+        try:
             with self._database.connection() as conn:
-                fleet.rotate(conn)
-        with self._database.connection() as conn:
-            pruned = fleet.prune(conn, PRUNE_BATCH)
+                pruned = fleet.prune(conn, limit)
+        except Exception as error:
+            if not is_hindered(error):
+                raise
+            self._hindered(error)
+            return False
+        took = time.monotonic() - began
+        self._refused = 0
+        self._adapt(took, full=pruned == limit)
         if pruned:
             telemetry.emit("history.pruned", count=pruned)
-        self._rounds += pruned < PRUNE_BATCH
-        return pruned == PRUNE_BATCH
+        self.pause = took if pruned == limit else PRUNE_EVERY
+        return False
+
+    def _adapt(self, took: float, *, full: bool) -> None:
+        if took > PRUNE_SLOW:
+            self._batch = max(1, self._batch // 2)
+        elif full and took < PRUNE_QUICK:
+            self._batch = min(PRUNE_MOST, self._batch + self._batch // 4 + 1)
+
+    def _hindered(self, error: Exception) -> None:
+        telemetry.emit("service.hindered", component=self.name, error=str(error).strip())
+        self._batch = max(1, self._batch // 2)
+        self.pause = min(PRUNE_LATER, PRUNE_EVERY * 2.0**self._refused)
+        self._refused = min(self._refused + 1, 10)
 
 
 def _tell(rescued: Sequence[Rescued]) -> None:

@@ -178,7 +178,10 @@ class PeriodicService(Service):
 
     def _trouble(self, error: Exception) -> float:
         self._troubles += 1
-        telemetry.emit("database.lost", component=self.name, error=str(error).strip())
+        if database.is_hindered(error):
+            telemetry.emit("service.hindered", component=self.name, error=str(error).strip())
+        else:
+            telemetry.emit("database.lost", component=self.name, error=str(error).strip())
         with suppress(Exception):  # whatever it drops is broken already
             self.recover()
         return backoff(self._troubles)

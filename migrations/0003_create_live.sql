@@ -96,10 +96,9 @@ create table conductor.attempts (
     kind "char" not null,
     name text,                             -- s: what it waits for
     error json,
-    constraint kind_is_known check (kind in ('f', 'z', 's', 'x'))
+    constraint kind_is_known check (kind in ('f', 'z', 's', 'x')),
+    constraint attempts_pkey primary key (execution_id, seq)
 );
-
-create index attempts_execution on conductor.attempts (execution_id, seq);
 
 create table conductor.progress (
     execution_id uuid not null,

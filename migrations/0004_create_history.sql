@@ -1,9 +1,9 @@
 -- breaking: false
 -- why: executions that have ended, kept until they expire, out of the hot table's way
 
--- State: c completed, f failed, k cancelled. Partitioned by the moment of expiry, so that
--- retention drops a table instead of deleting rows. The token tells a finish that is sent
--- again after its reply was lost from one that came too late.
+-- State: c completed, f failed, k cancelled. One plain table: whatever mixture of retentions there
+-- is, an end needs no partition, and nothing that runs later needs a lock that an end waits for. The
+-- token tells a finish that is sent again after its reply was lost from one that came too late.
 create table conductor.history (
     id uuid not null,
     parent_id uuid,
@@ -31,69 +31,22 @@ create table conductor.history (
     error json,
     progress json,
     story json,                            -- its ledger and its attempts
-    constraint state_is_known check (state in ('c', 'f', 'k'))
-) partition by range (expires_at);
+    constraint state_is_known check (state in ('c', 'f', 'k')),
+    constraint history_pkey primary key (id)
+) with (
+    -- What expires is deleted in batches: vacuum follows closely and in small rounds, so that the
+    -- space is used again. Pages are not read for vacuum where nothing was deleted.
+    autovacuum_vacuum_scale_factor = 0.02,
+    autovacuum_vacuum_threshold = 5000,
+    autovacuum_vacuum_insert_scale_factor = 0.1,
+    autovacuum_vacuum_cost_delay = 2
+);
 
-create index history_id on conductor.history (id);
 create index history_created on conductor.history (created_at);
 create index history_ended_badly on conductor.history (created_at) where state <> 'c';
 
-create table conductor.history_forever partition of conductor.history
-    for values from ('infinity') to (maxvalue);
--- Finishing never fails for want of a partition.
-create table conductor.history_other partition of conductor.history default;
-create index history_other_expires on conductor.history_other (expires_at);
-
--- One partition a day (UTC), from yesterday to five weeks ahead; expired ones are dropped.
--- Definer's rights, so that the daemon's role needs none of its own to create and drop;
--- a short lock timeout, because whoever waits for this lock holds up every finish behind it.
-create function conductor.rotate_history() returns integer
-    language plpgsql security definer
-    set search_path = pg_catalog, pg_temp
-    set lock_timeout = '200ms'
-as $$
-declare
-    today constant date := (conductor.now() at time zone 'UTC')::date;
-    day date;
-    name text;
-    changes integer := 0;
-begin
-    for day in select d::date from generate_series(today - 1, today + 35, interval '1 day') d loop
-        name := 'history_' || to_char(day, 'YYYYMMDD');
-        continue when to_regclass('conductor.' || name) is not null;
-        -- Rows of that day that are in the default partition already stay there, and are
-        -- deleted in batches when they expire.
-        continue when exists (
-            select from conductor.history_other o
-            where o.expires_at >= day::timestamp at time zone 'UTC'
-              and o.expires_at < (day + 1)::timestamp at time zone 'UTC'
-        );
-        execute format(
-            'create table conductor.%I partition of conductor.history for values from (%L) to (%L)',
-            name, day::timestamp at time zone 'UTC', (day + 1)::timestamp at time zone 'UTC'
-        );
-        changes := changes + 1;
-    end loop;
-    for name in
-        select c.relname from pg_catalog.pg_inherits i
-        join pg_catalog.pg_class c on c.oid = i.inhrelid
-        where i.inhparent = 'conductor.history'::regclass
-          and c.relname ~ '^history_[0-9]{8}$'
-          and c.relname < 'history_' || to_char(today, 'YYYYMMDD')
-        order by c.relname
-    loop
-        -- Yesterday's may be created for a clock that is set back; it is kept a day.
-        continue when name = 'history_' || to_char(today - 1, 'YYYYMMDD');
-        execute format('drop table conductor.%I', name);
-        changes := changes + 1;
-    end loop;
-    return changes;
-end
-$$;
-
-revoke all on function conductor.rotate_history() from public;
-
-select conductor.rotate_history();
+-- What is kept for ever is not in it.
+create index history_expires on conductor.history (expires_at) where expires_at < 'infinity';
 
 -- Tells who waits that an execution has ended. Sent for rows with the flag of the watched only.
 create function conductor.notify_ended(id uuid) returns void

@@ -49,7 +49,7 @@ CHECKS: Final = (
     Check("indexes", schema.indexes),
     Check("autovacuum", schema.autovacuum),
     Check("bloat", schema.bloat),
-    Check("history", schema.partitions),
+    Check("history", schema.history),
     Check("servers", fleet.servers),
     Check("versions", fleet.versions),
     Check("leader", fleet.leader),

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from conductor_cli.migrate import Applied, Migration
     from conductor_cli.store.diagnosis import Table
 
-DAYS_AHEAD: Final = 7
 DEAD_ROWS: Final = 20_000  # fewer are nothing
 DEAD_SHARE: Final = 2.0  # dead for each living one
 EMPTY_BYTES: Final = 64 << 20  # less is nothing
@@ -155,24 +154,16 @@ def bloat(patient: Patient) -> Findings:
         yield ok("bloat", "No table has more dead rows or empty space than usual.")
 
 
-def partitions(patient: Patient) -> Findings:
-    """Whether what ends in the coming days finds a partition, and what expired is gone."""
-    absent = store.days_without_partition(patient.conn, DAYS_AHEAD)
+def history(patient: Patient) -> Findings:
+    """Whether executions that have expired are deleted."""
     late = store.overdue(patient.conn)
-    if absent:
-        yield warning(
-            "history", f"There is no partition for {some(absent)}: what expires then is deleted "
-            "row by row.",
-            "The leader makes them every 15 minutes. Does one run? By hand: "
-            "select conductor.rotate_history().",
-        )  # fmt: skip
     if late >= MANY_OVERDUE:
         yield warning(
             "history", f"{late} executions and more should have been deleted an hour ago.",
-            "The leader deletes a thousand at a time. Does one run?",
+            "The leader deletes them in batches. Does one run, and what does its log say?",
         )  # fmt: skip
-    if not absent and late < MANY_OVERDUE:
-        yield ok("history", f"Partitions for today and the next {DAYS_AHEAD} days are there.")
+    else:
+        yield ok("history", "What has expired is deleted.")
 
 
 # ------------------------------------------------------------------ what migrations made

@@ -283,12 +283,12 @@ def standing(conn: Connection) -> Standing:
 LACKING: Final = Statement(
     row=str,
     sql="""
-    -- Reads only. Partitions are reached through their table, but for the one that is pruned.
+    -- Reads only.
     select lower(p.privilege) || ' on ' || c.relname as missing
     from pg_catalog.pg_class c
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'conductor'
     cross join unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE']) as p (privilege)
-    where c.relkind in ('r', 'p', 'v') and c.relname !~ '^history_[0-9]{8}$'
+    where c.relkind in ('r', 'v')
       and (p.privilege = 'SELECT' or not (c.relkind = 'v' or c.relname = 'migrations'))
       and not has_table_privilege(c.oid, p.privilege)
     union all
@@ -325,14 +325,14 @@ TABLES: Final = Statement(
     from pg_catalog.pg_class c
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'conductor'
     join pg_catalog.pg_stat_all_tables s on s.relid = c.oid
-    where c.relkind = 'r' and not c.relispartition
+    where c.relkind = 'r'
     order by c.relname
     """,
 )
 
 
 def tables(conn: Connection) -> list[Table]:
-    """The tables of the schema, history's partitions aside."""
+    """The tables of the schema."""
     return TABLES.all(conn)
 
 
@@ -355,31 +355,14 @@ def indexes(conn: Connection) -> list[str]:
     return INDEXES.all(conn)
 
 
-DAYS_WITHOUT_PARTITION: Final = Statement(
-    row=str,
-    sql="""
-    -- Reads only.
-    select to_char(d.day, 'YYYY-MM-DD')
-    from generate_series((conductor.now() at time zone 'UTC')::date::timestamp,
-        (conductor.now() at time zone 'UTC')::date + %(ahead)s::int, interval '1 day') d (day)
-    where to_regclass('conductor.history_' || to_char(d.day, 'YYYYMMDD')) is null
-    order by d.day
-    """,
-)
-
-
-def days_without_partition(conn: Connection, ahead: int) -> list[str]:
-    """Of today and the next so many days those that history has no partition for."""
-    return DAYS_WITHOUT_PARTITION.all(conn, ahead=ahead)
-
-
 OVERDUE: Final = Statement(
     row=int,
     sql="""
     -- Reads only; counts no further than 10,000.
     select count(*)::int from (
-        select from conductor.history_other
-        where expires_at < conductor.now() - interval '1 hour' limit 10000) late
+        select from conductor.history
+        where expires_at < 'infinity'
+          and expires_at < conductor.now() - interval '1 hour' limit 10000) late
     """,
 )
 

@@ -298,24 +298,17 @@ def rescue(conn: Connection, *, judges: bool = True, fallen: UUID | None = None)
     return RESCUE.all(conn, judges=judges, fallen=fallen)
 
 
-ROTATE: Final = Statement(
-    row=int,
-    sql="""
-    -- Waits for its lock at most 200 ms, because finishing waits behind it.
-    select conductor.rotate_history()
-    """,
-)
-
 PRUNE: Final = Statement(
     row=int,
     sql="""
-    -- Only what lies outside the partitions that are dropped whole; a small batch at a time.
+    -- A bounded number of rows, the longest expired first. Two pruners at once take different rows,
+    -- and a row that somebody has locked is left for the next batch.
     with expired as (
-        delete from conductor.history_other
-        where ctid = any (array(
-            select ctid from conductor.history_other
-            where expires_at <= conductor.now()
-            order by expires_at
+        delete from conductor.history h
+        where h.ctid = any (array(
+            select e.ctid from conductor.history e
+            where e.expires_at <= conductor.now() and e.expires_at < 'infinity'
+            order by e.expires_at
             limit %(limit)s
             for update skip locked))
         returning 1
@@ -325,11 +318,6 @@ PRUNE: Final = Statement(
 )
 
 
-def rotate(conn: Connection) -> int:
-    """Create the partitions that will be needed and drop the expired; returns how many."""
-    return ROTATE.only(conn)
-
-
 def prune(conn: Connection, limit: int) -> int:
-    """Delete expired executions outside the daily partitions; returns how many."""
+    """Delete at most so many expired executions; returns how many."""
     return PRUNE.only(conn, limit=limit)

@@ -67,6 +67,12 @@ CATALOGUE: Final[Mapping[str, Event]] = {
     "database.lost": _counted(
         WARNING, "Database calls that found no database.", "component", line_every=1.0
     ),
+    "service.hindered": _counted(
+        WARNING,
+        "Statements of services that met a lock, a time limit or a missing right.",
+        "component",
+        line_every=1.0,
+    ),
     "database.back": _told(INFO, "The database answers again."),
     "heartbeat.late": _counted(WARNING, "Heartbeats that came later than they should."),
     "clock.offset": _counted(WARNING, "Times this clock and the database's were found to differ."),

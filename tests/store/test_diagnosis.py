@@ -382,7 +382,6 @@ def test_a_role_that_may_not_run_a_server(
     conn.execute(sql.SQL("set role {}").format(role))
     found = one(look("privileges"), Level.ERROR)
     assert "update on live" in found.message
-    assert "execute on rotate_history" in found.message
     conn.execute("reset role")
     conn.execute(sql.SQL("grant update on conductor.live to {}").format(role))
     grant = "grant execute on all functions in schema conductor to {}"
@@ -422,7 +421,7 @@ def test_a_primary_key_that_is_missing(conn: Connection, look: Any) -> None:
 
 def test_the_migrations_are_understood() -> None:
     made = schema_checks.expected_indexes(migrate.available())
-    assert {"live_pkey", "live_ready", "live_owner", "history_id", "schedules_pkey"} <= set(made)
+    assert {"live_pkey", "live_ready", "live_owner", "history_pkey", "schedules_pkey"} <= set(made)
     options = schema_checks.expected_options(migrate.available())
     assert options["live"]["autovacuum_vacuum_threshold"] == "2000"
     assert options["orchestrators"] == {"fillfactor": "50"}
@@ -461,16 +460,6 @@ def test_dead_rows_and_then_empty_space(conn: Connection, look: Any) -> None:
     conn.execute("vacuum (truncate false) conductor.live")
     conn.execute("select pg_stat_force_next_flush()")
     assert "most is empty" in one(look("bloat"), Level.WARNING).message
-
-
-def test_a_day_without_a_partition(conn: Connection, look: Any) -> None:
-    name = store.scalar(
-        conn, "select 'history_' || to_char((now() at time zone 'UTC')::date + 2, 'YYYYMMDD')"
-    )
-    conn.execute(sql.SQL("drop table conductor.{}").format(sql.Identifier(name)))
-    assert "no partition for" in one(look("history"), Level.WARNING).message
-    conn.execute("select conductor.rotate_history()")
-    one(look("history"), Level.OK)
 
 
 def test_history_that_nobody_prunes(

@@ -29,7 +29,7 @@ BATCH: Final = 100
 # 200,000 rows: what a queue may have in the way of what is to be claimed, and others' work.
 FILL: Final = """
     alter table conductor.live set (autovacuum_enabled = false);
-    alter table conductor.history_other set (autovacuum_enabled = false);
+    alter table conductor.history set (autovacuum_enabled = false);
     insert into conductor.live (id, created_at, rank, run_at, state, queue, task, payload)
     select conductor.uuid7(), now(), 0, now(), 'r', 'q', 't', '{}' from generate_series(1, 20);
     analyze conductor.live;
@@ -227,16 +227,16 @@ def test_a_server_reads_what_it_runs(planned: Connection, statement: Any) -> Non
 
 def test_pruning_reads_what_has_expired(planned: Connection) -> None:
     plan = explain(planned, fleet.PRUNE, limit=50)
-    assert plan.indexes("history_other") == {"history_other_expires", "Tid Scan"}
-    assert plan.read("history_other") == 100
+    assert plan.indexes("history") == {"history_expires", "Tid Scan"}
+    assert plan.read("history") == 100
     assert plan.buffers < 50 * 20
 
 
 def test_pruning_reads_nothing_when_nothing_has_expired(planned: Connection) -> None:
-    planned.execute("delete from conductor.history_other where expires_at < now()")
-    planned.execute("analyze conductor.history_other")
+    planned.execute("delete from conductor.history where expires_at < now()")
+    planned.execute("analyze conductor.history")
     plan = explain(planned, fleet.PRUNE, limit=1000)
-    assert plan.read("history_other") == 0
+    assert plan.read("history") == 0
     assert plan.buffers < 200
 
 
@@ -244,14 +244,14 @@ def test_pruning_reads_nothing_when_nothing_has_expired(planned: Connection) -> 
 def test_ids_are_looked_up_by_their_indexes(planned: Connection, statement: Any) -> None:
     ids = [
         id
-        for table in ("live", "history_other")
+        for table in ("live", "history")
         for (id,) in planned.execute(f"select id from conductor.{table} limit 5".encode())
     ]
     plan = explain(planned, statement, ids=ids, tokens=list(range(10)))
     assert plan.indexes("live") == {"live_pkey"}
-    assert "Seq Scan" not in plan.indexes("history_other")
+    assert "Seq Scan" not in plan.indexes("history")
     assert plan.read("live") <= 10
-    assert plan.read("history_other") <= 10
+    assert plan.read("history") <= 10
     assert plan.buffers < 2000
 
 
@@ -260,4 +260,3 @@ def test_a_list_never_scans_history(planned: Connection, state: str | None) -> N
     planned.execute("analyze conductor.history")
     plan = explain(planned, reports.LIST, limit=20, state=state)
     assert plan.read("history") <= 40 * 20 * 3
-    assert plan.read("history_other") <= 10 * 20

@@ -138,7 +138,6 @@ def test_a_worker_needs_no_rights_on_the_schema_itself(
     assert definitions.save_schedules(conn, [(schedule, now)], ["t"]) == 1
     assert len(definitions.tick(conn, "t", "s", expected=now, ticks=[now], next_at=None)) == 1
     clock.advance(3 * DAY)
-    assert fleet.rotate(conn) > 0
     state_of = running(conn, mine, rank=-9)
     assert exchange(conn, [end(state_of, keep=100 * DAY)], owner=mine).missing == []
     assert exchange(conn, [end(running(conn, mine, rank=-9), keep=DAY)], owner=mine).missing == []
@@ -175,7 +174,7 @@ def test_a_producer_invokes_and_cancels(conn: Connection, become: Callable[[str]
     assert migrate.pending(conn) == []
     for forbidden in (
         "update conductor.tasks set priority = 1", "delete from conductor.history",
-        "update conductor.leadership set leader = null", "select conductor.rotate_history()",
+        "update conductor.leadership set leader = null", "truncate conductor.history",
         "delete from conductor.migrations", "create table conductor.mine ()",
     ):  # fmt: skip
         with _refused():
@@ -200,7 +199,6 @@ def test_a_viewer_reads_and_changes_nothing(
         lambda: executions.retry(conn, done),
         lambda: claim(conn),
         lambda: fleet.leave(conn, uuid4()),
-        lambda: fleet.rotate(conn),
         lambda: fleet.prune(conn, 1),
         lambda: scalar(conn, "select conductor.invoke('t')"),
     ):
@@ -216,7 +214,7 @@ def test_a_stranger_may_not_even_look(conn: Connection) -> None:
         with _refused():
             conn.execute("select * from conductor.executions")
         with _refused():
-            conn.execute("select conductor.rotate_history()")
+            conn.execute("select conductor.archive('{}', 'k', null)")
     finally:
         conn.execute("reset role")
         conn.execute(f"drop role {name}".encode())

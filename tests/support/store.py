@@ -124,11 +124,11 @@ def live(conn: Connection, id: UUID) -> Any:
 
 
 def history(conn: Connection, id: UUID) -> Any:
-    """Its row in history with the name of its partition, or None."""
+    """Its row in history, or None."""
     query: LiteralString = """
         select id, token, runs, failures, crashes, state, result, error, payload, metadata,
             event, dedupe_key, group_key, rank, run_at, created_at, started_at, finished_at,
-            tableoid::regclass::text as partition, expires_at = 'infinity' as for_ever,
+            expires_at = 'infinity' as for_ever,
             case when expires_at < 'infinity'
                 then extract(epoch from expires_at - finished_at)::float8 end as kept
         from conductor.history where id = %s
