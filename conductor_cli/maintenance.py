@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from conductor_cli import telemetry
@@ -177,13 +178,22 @@ class Pruner(PeriodicService):
     statement that was refused (a lock on the table, the statement's time, a missing right) is
     told as such, halves the batch and is tried again after a pause that doubles up to a quarter
     of an hour.
+
+    Two clocks must agree before a row is deleted: the database's and this server's. So a clock
+    that is set forward on either side deletes nothing before its time. After a long outage both
+    clocks have gone on, and the pruner catches up.
     """
 
     def __init__(
-        self, database: Database, *, on_death: Callable[[Service, BaseException], None]
+        self,
+        database: Database,
+        *,
+        on_death: Callable[[Service, BaseException], None],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         super().__init__("pruner", pause=PRUNE_EVERY, on_death=on_death)
         self._database = database
+        self._clock = clock
         self._batch = PRUNE_FIRST
         self._refused = 0
 
@@ -195,7 +205,7 @@ class Pruner(PeriodicService):
         limit = self._batch
         try:
             with self._database.connection() as conn:
-                pruned = fleet.prune(conn, limit)
+                pruned = fleet.prune(conn, limit, until=self._clock())
         except Exception as error:
             if not is_hindered(error):
                 raise

@@ -14,6 +14,7 @@ from conductor_cli.database import Connection, Statement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
 
 JOIN: Final = Statement(
@@ -307,7 +308,8 @@ PRUNE: Final = Statement(
         delete from conductor.history h
         where h.ctid = any (array(
             select e.ctid from conductor.history e
-            where e.expires_at <= conductor.now() and e.expires_at < 'infinity'
+            where e.expires_at <= least(conductor.now(), %(until)s::timestamptz)
+              and e.expires_at < 'infinity'
             order by e.expires_at
             limit %(limit)s
             for update skip locked))
@@ -318,6 +320,7 @@ PRUNE: Final = Statement(
 )
 
 
-def prune(conn: Connection, limit: int) -> int:
-    """Delete at most so many expired executions; returns how many."""
-    return PRUNE.only(conn, limit=limit)
+def prune(conn: Connection, limit: int, *, until: datetime | None = None) -> int:
+    """Delete at most so many executions that have expired, by the database's clock and by
+    ``until``, the moment of another clock; returns how many."""
+    return PRUNE.only(conn, limit=limit, until=until)

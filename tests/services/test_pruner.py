@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -10,6 +11,7 @@ import pytest
 from conductor_cli import maintenance
 from conductor_cli.maintenance import Pruner
 from conductor_cli.store import fleet
+from tests.support.store import DAY, finished, history
 
 if TYPE_CHECKING:
     from conductor_cli import Conductor
@@ -36,7 +38,7 @@ def pruner(conductor: Conductor, monkeypatch: pytest.MonkeyPatch) -> Pruner:
 def test_what_is_refused_is_no_lost_database_and_is_tried_ever_later(
     pruner: Pruner, error: Exception, heard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> int:
+    def refuse(*_: object, **_more: object) -> int:
         raise error
 
     with monkeypatch.context() as patch:
@@ -60,12 +62,43 @@ def test_a_table_that_somebody_has_locked_holds_up_the_pruner_only(
     assert heard.count("database.lost") == 0
 
 
+@pytest.mark.parametrize(("database_ahead", "server_ahead"), [(60, 0), (0, 60)])
+def test_one_clock_that_is_set_forward_deletes_nothing_before_its_time(
+    conductor: Conductor, database_ahead: int, server_ahead: int
+) -> None:
+    moment = datetime.now(UTC)
+    with conductor.database.transaction() as conn:
+        made = finished(conn, keep=7 * DAY)
+        _set_clock(conn, database_ahead)
+    ahead = timedelta(days=server_ahead)
+    Pruner(conductor.database, on_death=lambda *_: None, clock=lambda: moment + ahead).tick()
+    with conductor.database.transaction() as conn:
+        assert history(conn, made) is not None
+
+
+def test_a_cluster_that_was_down_for_long_catches_up(conductor: Conductor) -> None:
+    moment = datetime.now(UTC) + timedelta(days=60)
+    with conductor.database.transaction() as conn:
+        made = finished(conn, keep=7 * DAY)
+        _set_clock(conn, 60)
+    Pruner(conductor.database, on_death=lambda *_: None, clock=lambda: moment).tick()
+    with conductor.database.transaction() as conn:
+        assert history(conn, made) is None
+
+
+def _set_clock(conn: Any, days: int) -> None:
+    conn.execute(
+        "create or replace function conductor.now() returns timestamptz language sql stable "
+        f"parallel safe return statement_timestamp() + interval '{days} days'"
+    )
+
+
 def test_batches_shrink_when_they_are_slow_and_grow_when_they_are_quick(
     pruner: Pruner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
 
-    def prune(_: object, limit: int) -> int:
+    def prune(_: object, limit: int, **_more: object) -> int:
         asked.append(limit)
         return limit
 

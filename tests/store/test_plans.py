@@ -189,7 +189,7 @@ def test_giving_back_reads_what_it_gives(planned: Connection) -> None:
     ids, tokens = zip(*rows, strict=True)
     plan = explain(
         planned, claims.REQUEUE, ids=list(ids), tokens=list(tokens), delays=[5.0] * 100,
-        failures=[1] * 100, attempts=[0] * 100, errors=[None] * 100,
+        failures=[1] * 100, uncounted=[0] * 100, errors=[None] * 100,
     )  # fmt: skip
     assert plan.indexes("live") == {"live_pkey"}
     assert plan.read("live") == 200
@@ -226,7 +226,7 @@ def test_a_server_reads_what_it_runs(planned: Connection, statement: Any) -> Non
 
 
 def test_pruning_reads_what_has_expired(planned: Connection) -> None:
-    plan = explain(planned, fleet.PRUNE, limit=50)
+    plan = explain(planned, fleet.PRUNE, limit=50, until=None)
     assert plan.indexes("history") == {"history_expires", "Tid Scan"}
     assert plan.read("history") == 100
     assert plan.buffers < 50 * 20
@@ -235,7 +235,7 @@ def test_pruning_reads_what_has_expired(planned: Connection) -> None:
 def test_pruning_reads_nothing_when_nothing_has_expired(planned: Connection) -> None:
     planned.execute("delete from conductor.history where expires_at < now()")
     planned.execute("analyze conductor.history")
-    plan = explain(planned, fleet.PRUNE, limit=1000)
+    plan = explain(planned, fleet.PRUNE, limit=1000, until=None)
     assert plan.read("history") == 0
     assert plan.buffers < 200
 
