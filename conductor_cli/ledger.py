@@ -284,7 +284,8 @@ class Ledger:
         for each, task in zip(names, abouts, strict=True):
             self._claim_part(each, name, task)
         entries = self._loaded()
-        lacking = [index for index, each in enumerate(names) if each not in entries]
+        is_open = group is None or group.state == "p"  # what is settled starts nobody again
+        lacking = [i for i, each in enumerate(names) if is_open and each not in entries]
         if lacking:
             rows_made = made()
             born = Children(

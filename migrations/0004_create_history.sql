@@ -54,7 +54,8 @@ create function conductor.notify_ended(id uuid) returns void
     return pg_notify('conductor_ended', id::text);
 
 -- The ledger and the attempts of an execution, to be kept with it. One that has ended badly may
--- be retried: what it still waited for is then to be done anew.
+-- be retried: the executions it still waited for are then to be asked for anew, and a registration
+-- for an event that is still open begins anew with the retry.
 create function conductor.story(id uuid, ending "char") returns json
     language sql stable
     set search_path = pg_catalog, pg_temp
@@ -63,7 +64,7 @@ as $$
         'ledger', (
             select coalesce(json_agg(to_json(g) order by g.seq), '[]') from conductor.ledger g
             where g.execution_id = story.id
-              and (ending = 'c' or g.state <> 'p' or g.kind not in ('c', 'w', 'e'))),
+              and (ending = 'c' or g.state <> 'p' or g.kind not in ('c', 'w'))),
         'attempts', (
             select coalesce(json_agg(to_json(a) order by a.seq), '[]') from conductor.attempts a
             where a.execution_id = story.id))

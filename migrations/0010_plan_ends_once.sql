@@ -4,7 +4,8 @@
 -- as long as what it does
 
 -- The ledger and the attempts of an execution, to be kept with it. One that has ended badly may
--- be retried: what it still waited for is then to be done anew.
+-- be retried: the executions it still waited for are then to be asked for anew, and a registration
+-- for an event that is still open begins anew with the retry.
 create or replace function conductor.story(id uuid, ending "char") returns json
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -14,7 +15,7 @@ begin
         'ledger', (
             select coalesce(json_agg(to_json(g) order by g.seq), '[]') from conductor.ledger g
             where g.execution_id = story.id
-              and (ending = 'c' or g.state <> 'p' or g.kind not in ('c', 'w', 'e'))),
+              and (ending = 'c' or g.state <> 'p' or g.kind not in ('c', 'w'))),
         'attempts', (
             select coalesce(json_agg(to_json(a) order by a.seq), '[]') from conductor.attempts a
             where a.execution_id = story.id)));

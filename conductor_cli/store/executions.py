@@ -133,14 +133,16 @@ RETRY: Final = Statement(
                                                 then story -> 'ledger' end) as e (
             execution_id uuid, child_id uuid, until timestamptz, created_at timestamptz,
             ended_at timestamptz, remaining int, failures int, kind "char", state "char",
-            tolerant bool, branch bool, name text, about text, part_of text, value json,
-            error json, seq bigint)
+            tolerant bool, branch bool, name text, about text, part_of text, exact jsonb,
+            tests jsonb, value json, error json, seq bigint)
     ), unfolded as (
         insert into conductor.ledger (
             execution_id, child_id, until, created_at, ended_at, remaining, failures, kind, state,
-            tolerant, branch, name, about, part_of, value, error)
-        select execution_id, child_id, until, created_at, ended_at, remaining, failures, kind,
-            state, tolerant, branch, name, about, part_of, value, error
+            tolerant, branch, name, about, part_of, exact, tests, value, error, since)
+        select execution_id, child_id, case when kind <> 'e' or state <> 'p' then until end,
+            created_at, ended_at, remaining, failures, kind, state, tolerant, branch, name,
+            about, part_of, exact, tests, value, error,
+            case when kind = 'e' and state = 'p' then pg_current_snapshot() end
         from kept order by seq
     ), past as (
         insert into conductor.attempts (
