@@ -138,6 +138,15 @@ def is_transient(error: BaseException) -> bool:
     return error.sqlstate.startswith(_TRANSIENT_STATES)
 
 
+def is_of_statement(error: BaseException) -> bool:
+    """Whether a statement failed by what it works on, a value or its amount of rows: fewer rows
+    may succeed. Not so a lost connection, a missing privilege or another schema."""
+    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    if state is None:
+        return False
+    return not state.startswith(("42", "0A", "08", "53", "57P", "25006", "40", "58"))
+
+
 def is_locked(error: BaseException) -> bool:
     """Whether a lock was waited for in vain."""
     return isinstance(error, psycopg.errors.LockNotAvailable)

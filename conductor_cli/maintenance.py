@@ -8,7 +8,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from conductor_cli import telemetry
-from conductor_cli.database import STATEMENT_TIMEOUT, Link, is_hindered
+from conductor_cli.database import (
+    STATEMENT_TIMEOUT,
+    Link,
+    is_hindered,
+    is_of_statement,
+    is_transient,
+)
 from conductor_cli.service import PeriodicService
 from conductor_cli.store import events, fleet
 
@@ -28,6 +34,7 @@ PRUNE_MOST: Final = 2000
 PRUNE_QUICK: Final = 0.025  # seconds: a batch below lets the next one grow
 PRUNE_SLOW: Final = 0.1  # a batch above halves the next one
 DISPATCH_BATCH: Final = 100
+DISPATCH_TRIES: Final = 5
 DISPATCH_POLL: Final = 1.0  # while the listener is not proven alive
 TRUSTING_POLL: Final = 60.0
 REGISTER_EVERY: Final = 60.0
@@ -82,13 +89,37 @@ class Dispatcher(PeriodicService):
         super().__init__("dispatcher", pause=DISPATCH_POLL, pauses_first=True, on_death=on_death)
         self._database = database
         self._trusts_listener = trusts_listener
+        self._batch = DISPATCH_BATCH
 
     def recover(self) -> None:
         self._database.drop_dead()
 
-    def tick(self) -> bool:
+    def _isolate(self, error: Exception) -> None:
+        """Halve the batch that failed, until one event is left: that event alone is put off."""
+        if self._batch > 1:
+            self._batch //= 2
+            return
+        text = str(error).strip().partition("\n")[0]
         with self._database.connection() as conn:
-            done = events.dispatch(conn, DISPATCH_BATCH)
+            failed = events.fail(conn, text, refused=not is_transient(error), tries=DISPATCH_TRIES)
+        if failed is None:
+            return
+        event_id, name = str(failed.id), failed.name
+        if failed.dead:
+            telemetry.emit("event.dead", id=event_id, name=name, error=text)
+        else:
+            telemetry.emit("event.failed", id=event_id, name=name, error=text)
+
+    def tick(self) -> bool:
+        try:
+            with self._database.connection() as conn:
+                done = events.dispatch(conn, self._batch)
+        except Exception as error:
+            if not is_of_statement(error):
+                raise
+            self._isolate(error)
+            return True
+        self._batch = min(DISPATCH_BATCH, self._batch * 2)
         if done:
             telemetry.emit("events.dispatched", count=done)
         self.pause = TRUSTING_POLL if self._trusts_listener() else DISPATCH_POLL

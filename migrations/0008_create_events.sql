@@ -9,12 +9,16 @@ create table conductor.events (
     emitted_at timestamptz not null,
     xid xid8 not null default pg_current_xact_id(),
     triggered boolean not null default false,  -- its tasks have been started
+    dead boolean not null default false,       -- given up after many tries; kept for an operator
+    failures integer not null default 0,       -- how often it could not be dispatched
+    retry_at timestamptz,                      -- after a failure: not before
+    error text,                                -- of the last failure
     name text not null,
     payload jsonb not null,
     constraint events_pkey primary key (id)
 );
 
-create index events_seq on conductor.events (seq);
+create index events_seq on conductor.events (seq) where not dead;
 
 -- Tasks that events start.
 create table conductor.triggers (
@@ -90,7 +94,9 @@ declare
     busy uuid[];
 begin
     select array_agg(e.id) into taken from (
-        select id from conductor.events order by seq limit most for update skip locked) e;
+        select id from conductor.events
+        where not dead and coalesce(retry_at <= conductor.now(), true)
+        order by seq limit most for update skip locked) e;
     if taken is null then
         return 0;
     end if;

@@ -54,6 +54,7 @@ CHECKS: Final = (
     Check("versions", fleet.versions),
     Check("leader", fleet.leader),
     Check("schedules", fleet.schedules),
+    Check("events", fleet.events),
     Check("unserved", fleet.unserved),
     Check("waiting", fleet.waiting),
 )

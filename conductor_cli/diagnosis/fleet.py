@@ -9,6 +9,7 @@ from conductor_cli.diagnosis.finding import duration, error, ok, some, warning
 from conductor_cli.errors import TaskDefinitionError
 from conductor_cli.store import definitions, reports
 from conductor_cli.store import diagnosis as store
+from conductor_cli.store import events as store_events
 from conductor_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 LATE: Final = 60.0  # seconds after which a tick that was not made is no longer merely late
 WAITING_LONG: Final = 300.0  # seconds that ready work may wait where it is served
+UNDISPATCHED: Final = 60.0  # seconds after which an event should have been dispatched
 REGISTERING: Final = 60.0  # seconds a server may take from registering its tasks to being alive
 
 
@@ -110,6 +112,21 @@ def schedules(patient: Patient) -> Findings:
         )  # fmt: skip
     if not (stuck or strange or ended):
         yield ok("schedules", f"{len(found)}, none of them late.")
+
+
+def events(patient: Patient) -> Findings:
+    """Events that nobody has dispatched, and those that were given up."""
+    found = store_events.stuck(patient.conn, UNDISPATCHED)
+    for each in found:
+        why = f" Last error: {' '.join(each.error.split())[:300]}" if each.error else ""
+        yield error(
+            "events", f"{each.count} events {each.name!r} are not dispatched, the oldest since "
+            f"{duration(each.oldest_seconds)}; {each.dead} were given up.{why}",
+            "An event that was given up stays in conductor.events: delete the row, or set dead = "
+            "false to try it again. Without an error: does a server run? See its log.",
+        )  # fmt: skip
+    if not found:
+        yield ok("events", "All are dispatched.")
 
 
 def unserved(patient: Patient) -> Findings:

@@ -18,6 +18,26 @@ if TYPE_CHECKING:
 
     from conductor_cli.models import TriggerSpec
 
+
+class FailedEvent(msgspec.Struct, frozen=True):
+    """An event that could not be dispatched. ``dead``: it is not tried again."""
+
+    id: UUID
+    name: str
+    failures: int
+    dead: bool
+
+
+class StuckEvents(msgspec.Struct, frozen=True):
+    """Events of one name that are not dispatched; ``dead``: how many of them were given up."""
+
+    name: str
+    count: int
+    oldest_seconds: float
+    dead: int
+    error: str | None
+
+
 EMIT: Final = Statement(
     row=UUID,
     sql="""
@@ -48,6 +68,51 @@ DISPATCH: Final = Statement(
 def dispatch(conn: Connection, most: int) -> int:
     """Tell those who wait, and start tasks, for the oldest ``most`` events; how many are done."""
     return DISPATCH.only(conn, most=most)
+
+
+FAIL: Final = Statement(
+    row=FailedEvent,
+    sql="""
+    -- Two dispatchers may fail at one event at the same time. Without the row lock both would count
+    -- the same failure twice as fast; skip locked lets the second one fail no event. The event is
+    -- the one that conductor.dispatch(1) takes.
+    update conductor.events e set
+        failures = e.failures + 1, error = %(error)s,
+        retry_at = conductor.now() + least(60, 2 ^ least(e.failures, 10)) * interval '1 second',
+        dead = %(refused)s and e.failures + 1 >= %(tries)s
+    where e.id = any (array(
+        select id from conductor.events
+        where not dead and coalesce(retry_at <= conductor.now(), true)
+        order by seq limit 1 for update skip locked))
+    returning e.id, e.name, e.failures, e.dead
+    """,
+)
+
+
+def fail(conn: Connection, error: str, *, refused: bool, tries: int) -> FailedEvent | None:
+    """Record that the oldest due event cannot be dispatched. After so many ``tries`` it is given
+    up, if Postgres ``refused`` it; an event that only takes too long is tried again for ever."""
+    return FAIL.one(conn, error=error, refused=refused, tries=tries)
+
+
+STUCK: Final = Statement(
+    row=StuckEvents,
+    sql="""
+    -- Reads only, no more than 10,000 events.
+    select name, count(*)::int as count,
+        extract(epoch from conductor.now() - min(emitted_at))::float8 as oldest_seconds,
+        (count(*) filter (where dead))::int as dead, max(error) as error
+    from (select name, emitted_at, dead, error from conductor.events
+          where emitted_at <= conductor.now() - %(older)s * interval '1 second'
+          limit 10000) e
+    group by name order by oldest_seconds desc
+    """,
+)
+
+
+def stuck(conn: Connection, older: float) -> list[StuckEvents]:
+    """Events by name that have not been dispatched for ``older`` seconds."""
+    return STUCK.all(conn, older=older)
 
 
 SUBSCRIBE: Final = Statement(

@@ -151,7 +151,7 @@ BEAT: Final = Statement(
         (select count(*)::int from conductor.orchestrators o
          where not stopping and queues && (
              select me.queues from conductor.orchestrators me where me.id = %(id)s)) as servers,
-        exists (select from conductor.events where seq > 0) as emitted
+        exists (select from conductor.events where seq > 0 and not dead) as emitted
     from (select pg_notify('conductor_' || replace(%(id)s::text, '-', ''), 'ping')) ping
     """,
 )

@@ -196,7 +196,7 @@ BACKLOG: Final = Statement(
         (count(*) filter (where served
             and (state = 'b' or due and paused and not retries)))::int as blocked,
         (count(*) filter (where not served and state in ('r', 's', 'b')))::int as unserved,
-        (select count(*) from conductor.events)::int as events,
+        (select count(*) from conductor.events where not dead)::int as events,
         (count(*) filter (where not paused and served and not due
             and (state = 's' or state = 'w' and run_at is not null)))::int as later,
         extract(epoch from min(run_at) filter (

@@ -63,6 +63,8 @@ CATALOGUE: Final[Mapping[str, Event]] = {
     "schedule.missed": _counted(WARNING, "Ticks whose moment passed with no server to run them."),
     "schedule.refused": _told(WARNING, "A schedule's expression is not understood here."),
     "events.dispatched": _counted(DEBUG, "Events told to those who wait and to tasks."),
+    "event.failed": _counted(WARNING, "Events that could not be dispatched, to be tried again."),
+    "event.dead": _counted(ERROR, "Events given up: they cannot be dispatched, and are kept."),
     "history.pruned": _counted(DEBUG, "Executions deleted by retention."),
     "database.lost": _counted(
         WARNING, "Database calls that found no database.", "component", line_every=1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import psycopg
 import pytest
 
 from conductor_cli import (
@@ -227,6 +228,45 @@ def test_a_trigger_whose_payload_does_not_fit_is_refused() -> None:
 
         @task(triggers=[on_event("x", payload={"wrong": 1})])
         def never(right: int) -> None: ...
+
+
+def test_an_event_that_cannot_be_dispatched_is_given_up_alone(
+    conductor: Conductor, start: Any, heard: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conductor_cli.maintenance.DISPATCH_TRIES", 1)
+    seen: list[Any] = []
+    done = threading.Semaphore(0)
+
+    @task(triggers=[on_event("deep")])
+    def each(payload: Any) -> None:
+        seen.append(payload)
+        done.release()
+
+    depth = 20_000
+    while True:  # as deep as this Postgres reads it: deeper than it writes it as text
+        try:
+            with conductor.database.transaction() as conn:
+                conn.execute("select conductor.emit('deep', '1')")
+                conn.execute(
+                    "select conductor.emit('deep', (repeat('[', %s) || repeat(']', %s))::jsonb)",
+                    [depth, depth],
+                )
+                for n in range(2, 31):
+                    conn.execute("select conductor.emit('deep', to_jsonb(%s::int))", [n])
+            break
+        except psycopg.errors.StatementTooComplex:
+            depth -= 100
+    start(each)
+    for _ in range(30):
+        assert done.acquire(timeout=15)
+    assert sorted(seen) == list(range(1, 31))
+    assert heard.wait("event.dead")["name"] == "deep"
+    assert heard.count("service.died") == 0
+    with conductor.database.connection() as conn:
+        row = conn.execute("select dead, failures, error from conductor.events").fetchone()
+    assert row is not None
+    assert row[:2] == (True, 1)
+    assert "stack depth" in row[2]
 
 
 def test_triggers_that_are_no_longer_named_are_removed(make: Any) -> None:
