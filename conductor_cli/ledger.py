@@ -52,6 +52,7 @@ T = TypeVar("T")
 
 NAME_LIMIT: Final = 500
 LONGEST: Final = 3_155_760_000.0  # seconds: a century
+JOURNAL_LIMIT: Final = 128 * 2**20  # characters of results, so that an end stays within its time
 PROGRESS_EVERY: Final = 1.0  # seconds
 KINDS: Final = {
     "s": "a step", "z": "a sleep", "c": "a child", "d": "a started child", "g": "children",
@@ -76,6 +77,7 @@ class Ledger:
         self._is_marked = bool(attempt.claimed.flags & Flag.HAS_LEDGER)
         self._entries: dict[str, Entry] | None = None if self._is_marked else {}
         self._wakes = 0
+        self._bytes_recorded = 0
         self._asked: set[str] = set()
         self._unasked: dict[str, str] = {}  # recorded and not asked for yet: name and kind
         self._failed: dict[str, New] = {}  # steps that raised; recorded when the task goes on
@@ -140,6 +142,19 @@ class Ledger:
         """Begin a step, or find what it has returned."""
         kind = _result_type(step, fn)
         return Run(self, step, kind, self.ask(step.name, "s", branch=branch), branch=branch)
+
+    def make_room(self, name: str, size: int) -> None:
+        """Count a result before it is recorded. Raises PayloadError past the journal's limit."""
+        with self._lock:
+            self._loaded()
+            if self._bytes_recorded + size > JOURNAL_LIMIT:
+                raise PayloadError(
+                    f"The result of step {name!r} is {size:,} characters of JSON, and this "
+                    f"execution has recorded {self._bytes_recorded:,} before it; the limit for one "
+                    f"execution is {JOURNAL_LIMIT:,}. Store large results elsewhere and return "
+                    "where they are, or share the work among children."
+                )
+            self._bytes_recorded += size
 
     def record(self, new: New) -> datetime | None:
         """Write an entry; returns until when it lasts."""
@@ -420,6 +435,7 @@ class Ledger:
                 self.lose()
             self._wakes, entries = found
             self._entries = {entry.name: entry for entry in entries}
+            self._bytes_recorded = sum(len(entry.value or "") for entry in entries)
             self._unasked = {
                 entry.name: entry.kind
                 for entry in entries
@@ -623,6 +639,7 @@ class Run:
             text, self.value = self._kind.encode(
                 value, f"The result of step {name!r}", self._ledger.limit
             )
+            self._ledger.make_room(name, len(text))
         except PayloadError as error:
             self._ledger.unstorable = error
             raise
