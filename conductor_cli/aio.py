@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from conductor_cli import borrowed, errors, registry, sending, waiting
+from conductor_cli import borrowed, errors, payloads, registry, sending, waiting
 from conductor_cli.client import Conductor
 from conductor_cli.payloads import DEFAULT_LIMIT
 from conductor_cli.service import Deadline
@@ -173,7 +173,9 @@ class AsyncConductor:
     async def retry(self, id: UUID, restart: bool = False) -> bool:
         return await self._run(self.sync.retry, id, restart)
 
-    async def emit(self, event: str, payload: object = None, *, connection: object = None) -> UUID:
+    async def emit(
+        self, event: str, payload: object = payloads.NOT_GIVEN, *, connection: object = None
+    ) -> UUID:
         if connection is None:
             return await self._run(self.sync.emit, event, payload)
         text = self.sync.event_payload(event, payload)

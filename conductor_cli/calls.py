@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from conductor_cli import filters, payloads
 from conductor_cli.attempt import Abort
 from conductor_cli.errors import StepError
+from conductor_cli.models import NAME_PATTERN
 from conductor_cli.step import Step
 
 if TYPE_CHECKING:
@@ -153,6 +155,7 @@ class Calls:
         self, name: str, event: str, where: Mapping[str, Any] | None, *, waits: bool
     ) -> Callable[[], None]:
         branch = self._enter(f"Event {name!r}", suspends=waits)
+        _check_event(event)
         exact, tests = filters.compiled(where)
 
         def work() -> None:
@@ -252,6 +255,14 @@ def inside(step: Step) -> Iterator[None]:
 
 def named(name: str | Step) -> Step:
     return name if isinstance(name, Step) else Step(name)
+
+
+def _check_event(event: object) -> None:
+    if not isinstance(event, str) or not re.fullmatch(NAME_PATTERN, event):
+        raise StepError(
+            f"{event!r} is not the name of an event, and `emit` refuses it: a name has 1 to 200 of "
+            "the characters A-Z a-z 0-9 _ . : -"
+        )
 
 
 def _is_bound(value: object) -> bool:

@@ -243,9 +243,11 @@ class Conductor:
                     yield found
                 last = found
 
-    def emit(self, event: str, payload: object = None, *, connection: object = None) -> UUID:
+    def emit(
+        self, event: str, payload: object = payloads.NOT_GIVEN, *, connection: object = None
+    ) -> UUID:
         """Emit an event; returns its id. Those who wait for it, and the tasks that it triggers,
-        hear of it after the commit.
+        hear of it after the commit. A payload that is not given is ``{}``; None is null.
 
         With ``connection`` it is part of the caller's transaction, as with ``invoke``. Raises
         PayloadError, DatabaseUnavailable.
@@ -334,7 +336,7 @@ class Conductor:
     def event_payload(self, event: str, payload: object) -> str:
         """What ``emit`` would send, checked; raises what it raises."""
         registry.check_name("event", event)
-        value = {} if payload is None else payload
+        value = {} if payload is payloads.NOT_GIVEN else payload
         return payloads.encode(value, f"The payload of event {event!r}", self.max_payload)
 
     def child(self, task: Target, payload: object, options: Mapping[str, Any]) -> Row:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, cast, ov
 
 import msgspec
 
-from conductor_cli import calls, telemetry
+from conductor_cli import calls, payloads, telemetry
 from conductor_cli.attempt import (
     Abort,
     AsyncSignal,
@@ -308,7 +308,7 @@ class Context(_Base[S]):
         self._calls.subscribe(name, event, where, waits=False)()
         return Subscription(self, name)
 
-    def emit(self, event: str, payload: object = None) -> UUID:
+    def emit(self, event: str, payload: object = payloads.NOT_GIVEN) -> UUID:
         """Emit an event; its id. A retry emits it again, unless it is done in a step."""
         return self._calls.emit(event, payload)()
 
@@ -544,7 +544,7 @@ class AsyncContext(_Base[S]):
         await self._do(self._calls.subscribe(name, event, where, waits=False))
         return AsyncSubscription(self, name)
 
-    async def emit(self, event: str, payload: object = None) -> UUID:
+    async def emit(self, event: str, payload: object = payloads.NOT_GIVEN) -> UUID:
         """Emit an event; its id. A retry emits it again, unless it is done in a step."""
         return await self._do(self._calls.emit(event, payload))
 

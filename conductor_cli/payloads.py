@@ -66,6 +66,10 @@ def decode(text: str | bytes) -> Any:
     return msgspec.json.decode(text)
 
 
+NOT_GIVEN: Final[Any] = type("NotGiven", (), {"__repr__": lambda _: "{}"})()
+"""The payload of an event where none is given: sent as an empty object. None is null."""
+
+
 class JsonType:
     """How values of one annotation are read from JSON.
 

@@ -336,3 +336,30 @@ def test_a_wrong_wait_is_refused(conductor: Conductor, start: Any) -> None:
     start(wait)
     with pytest.raises(ExecutionFailed, match="cannot be stored as JSON"):
         conductor.wait(conductor.invoke(wait), timeout=10)
+
+
+@pytest.mark.parametrize("way", ["wait_for_event", "subscribe"])
+def test_an_event_that_emit_refuses_cannot_be_waited_for(
+    conductor: Conductor, start: Any, way: str
+) -> None:
+    @task(max_attempts=1)
+    def wait(ctx: Context) -> None:
+        getattr(ctx, way)("it", "no such name!")
+
+    start(wait)
+    with pytest.raises(ExecutionFailed, match="is not the name of an event"):
+        conductor.wait(conductor.invoke(wait), timeout=10)
+
+
+def test_a_payload_of_none_is_null_and_none_given_is_an_empty_object(
+    conductor: Conductor, start: Any
+) -> None:
+    @task(max_attempts=1)
+    def both(ctx: Context) -> Any:
+        null, empty = ctx.subscribe("a", "null"), ctx.subscribe("b", "empty")
+        ctx.emit("null", None)
+        ctx.emit("empty")
+        return [null.wait(timeout=20), empty.wait(timeout=20)]
+
+    start(both)
+    assert conductor.wait(conductor.invoke(both), timeout=15) == [None, {}]
