@@ -63,7 +63,7 @@ create table conductor.ledger (
     until timestamptz,
     created_at timestamptz not null,
     ended_at timestamptz,
-    since pg_snapshot,                     -- e: what is visible in it came too early
+    before int8multirange,                 -- e: the events, by seq, that came too early
     remaining integer,                     -- g: how many of its children have not ended
     failures integer not null default 0,   -- s: how often it has failed
     kind "char" not null,

@@ -7,7 +7,6 @@ create table conductor.events (
     id uuid not null,
     seq bigint generated always as identity,
     emitted_at timestamptz not null,
-    xid xid8 not null default pg_current_xact_id(),
     triggered boolean not null default false,  -- its tasks have been started
     dead boolean not null default false,       -- given up after many tries; kept for an operator
     failures integer not null default 0,       -- how often it could not be dispatched
@@ -82,8 +81,8 @@ end
 $$;
 
 -- Dispatches events, oldest first; returns how many are done with. Two dispatchers share them.
--- An event counts for those who had registered before it was emitted: whose snapshot does not
--- see it. Each of them gets the oldest that fits of all that are there. One whose row
+-- An event counts for those who had registered before it was emitted: whose set of events that
+-- came before does not have it. Each of them gets the oldest that fits of all that are there. One whose row
 -- somebody else has locked is told by a later round, for which the event stays.
 create function conductor.dispatch(most integer) returns integer
     language plpgsql
@@ -117,7 +116,7 @@ begin
         select e.id as event, g.execution_id, g.name
         from conductor.events e
         join conductor.ledger g on g.about = e.name and g.kind = 'e' and g.state = 'p'
-            and not pg_visible_in_snapshot(e.xid, g.since)
+            and not coalesce(g.before @> e.seq, false)
             and conductor.fits(e.payload, g.exact, g.tests)
         where e.id = any (taken)
     ), awake as materialized (
@@ -129,7 +128,7 @@ begin
         update conductor.ledger g set
             state = 'c', ended_at = conductor.now(), value = (
                 select e.payload::json from conductor.events e
-                where e.name = g.about and not pg_visible_in_snapshot(e.xid, g.since)
+                where e.name = g.about and not coalesce(g.before @> e.seq, false)
                   and conductor.fits(e.payload, g.exact, g.tests)
                 order by e.seq limit 1)
         from (select distinct execution_id, name from waiting) w

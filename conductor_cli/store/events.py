@@ -118,7 +118,8 @@ def stuck(conn: Connection, older: float) -> list[StuckEvents]:
 SUBSCRIBE: Final = Statement(
     row=Recorded,
     sql="""
-    -- Which events came before is decided by the snapshot: those that it sees. Whoever emits after
+    -- Which events came before: those that are there and not dispatched. The row keeps their
+    -- numbers, which mean the same after a restore into another cluster. Whoever emits after
     -- this commit is dispatched by somebody who sees this row.
     with marked as (
         update conductor.live set flags = flags | 2
@@ -132,9 +133,11 @@ SUBSCRIBE: Final = Statement(
         select id from marked union all select id from locked
     ), saved as (
         insert into conductor.ledger (
-            execution_id, name, kind, state, created_at, about, branch, since, exact, tests)
+            execution_id, name, kind, state, created_at, about, branch, before, exact, tests)
         select h.id, %(name)s, 'e', 'p', conductor.now(), %(event)s, %(branch)s,
-            pg_current_snapshot(), %(exact)s::text::jsonb, %(tests)s::text::jsonb
+            (select range_agg(int8range(e.seq, e.seq, '[]')) from conductor.events e
+             where not e.dead and e.seq > 0),
+            %(exact)s::text::jsonb, %(tests)s::text::jsonb
         from held h
         on conflict (execution_id, name) do nothing
     )

@@ -138,11 +138,13 @@ RETRY: Final = Statement(
     ), unfolded as (
         insert into conductor.ledger (
             execution_id, child_id, until, created_at, ended_at, remaining, failures, kind, state,
-            tolerant, branch, name, about, part_of, exact, tests, value, error, since)
+            tolerant, branch, name, about, part_of, exact, tests, value, error, before)
         select execution_id, child_id, case when kind <> 'e' or state <> 'p' then until end,
             created_at, ended_at, remaining, failures, kind, state, tolerant, branch, name,
             about, part_of, exact, tests, value, error,
-            case when kind = 'e' and state = 'p' then pg_current_snapshot() end
+            case when kind = 'e' and state = 'p' then (
+                select range_agg(int8range(e.seq, e.seq, '[]')) from conductor.events e
+                where not e.dead and e.seq > 0) end
         from kept order by seq
     ), past as (
         insert into conductor.attempts (

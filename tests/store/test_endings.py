@@ -251,6 +251,27 @@ def test_an_event_is_told_to_nobody_who_came_later(conn: Connection, other: Conn
     assert entries(conn, third.id) == {"e": "p"}
 
 
+def test_no_column_holds_what_means_nothing_in_another_cluster(conn: Connection) -> None:
+    local = (
+        "xid",
+        "xid8",
+        "pg_snapshot",
+        "txid_snapshot",
+        "oid",
+        "pg_lsn",
+        "tid",
+        "cid",
+        "regclass",
+    )
+    found = conn.execute(
+        "select table_name, column_name from information_schema.columns"
+        " where table_schema = 'conductor' and (udt_name = any (%s)"
+        " or column_default ~ 'xact_id|txid|snapshot|lsn')",
+        [list(local)],
+    ).fetchall()
+    assert found == []
+
+
 def test_the_oldest_event_wins_even_when_another_dispatches_it(
     conn: Connection, other: Connection
 ) -> None:
