@@ -369,8 +369,21 @@ GIVE_UP: Final = Statement(
         where id = %(id)s and token = %(token)s and state::text = 'x'
         for share
     )
-    update conductor.ledger g set state = 't', ended_at = conductor.now()
-    from held h
+    update conductor.ledger g set
+        state = case when came.payload is null then 't' else 'c' end::"char",
+        value = came.payload, ended_at = conductor.now()
+    from held h left join lateral (
+        -- The race: a deadline passes while an event that came in time is not dispatched yet.
+        -- The wait would be told as timed out. So the event is taken here; the dispatcher then
+        -- finds the wait ended. Test: test_an_event_that_came_in_time_is_heard_after_the_deadline.
+        select e.payload::json as payload
+        from conductor.ledger w
+        join conductor.events e on e.name = w.about and e.emitted_at <= w.until and not e.dead
+            and not coalesce(w.before @> e.seq, false)
+            and conductor.fits(e.payload, w.exact, w.tests)
+        where w.execution_id = any (array[h.id]) and w.name = %(name)s and w.kind = 'e'
+        order by e.seq limit 1
+    ) came on true
     where g.execution_id = any (array[h.id]) and g.state = 'p'
       and (g.name = %(name)s or g.part_of = %(name)s)
     returning g.name

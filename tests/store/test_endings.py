@@ -251,6 +251,25 @@ def test_an_event_is_told_to_nobody_who_came_later(conn: Connection, other: Conn
     assert entries(conn, third.id) == {"e": "p"}
 
 
+def test_an_event_that_came_in_time_is_heard_after_the_deadline(conn: Connection) -> None:
+    for emitted, expected in ((True, "c"), (False, "t")):
+        claimed = running(conn)
+        events.subscribe(
+            conn, claimed.id, claimed.token, name="e", event="x", exact="{}", tests="{}",
+            branch=False, mark=True,
+        )  # fmt: skip
+        events.wait(conn, claimed.id, claimed.token, name="e", seconds=0.05)
+        if emitted:
+            events.emit(conn, "x", "{}")
+        conn.execute("select pg_sleep(0.1)")
+        if not emitted:
+            events.emit(conn, "x", "{}")
+        ledger.give_up(conn, claimed.id, claimed.token, "e")
+        assert entries(conn, claimed.id) == {"e": expected}
+        events.dispatch(conn, 10)
+        assert entries(conn, claimed.id) == {"e": expected}
+
+
 def test_no_column_holds_what_means_nothing_in_another_cluster(conn: Connection) -> None:
     local = (
         "xid",
