@@ -11,13 +11,16 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from conductor_cli.errors import Cancel, Released
+from conductor_cli.errors import Cancelling, Released, TaskTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from queue import SimpleQueue
+    from types import CodeType
 
+    from conductor_cli.errors import StepError
     from conductor_cli.ledger import Ledger
+    from conductor_cli.lines import Lines
     from conductor_cli.models import Claimed
 
 current: Final[ContextVar[Attempt | None]] = ContextVar("conductor_attempt", default=None)
@@ -33,16 +36,13 @@ class Abort(StrEnum):
     LOST = "lost"  # the claim is somebody else's by now: nothing it does will be recorded
 
 
-class TaskTimeout(TimeoutError):
-    """Raised in a task's thread when its ``timeout`` has passed."""
-
-
 class Signal:
     """Asks a task to stop: set on shutdown, cancellation, timeout or loss of the claim."""
 
     def __init__(self) -> None:
         self._why: Abort | None = None
         self._detail: str | None = None
+        self.was_raised = False  # the task has been told by an exception
         self._event = threading.Event()
         self._listeners: list[Callable[[], None]] = []
         self._lock = threading.Lock()
@@ -63,11 +63,15 @@ class Signal:
         return self._event.wait(limit)
 
     def raise_if_aborted(self) -> None:
-        """Leave the task if it should stop: handed back, cancelled or timed out, as asked."""
+        """Leave the task if it should stop: handed back, cancelled or timed out, as asked.
+
+        What is raised is no ``Exception``, and is raised again by each further call.
+        """
         if self._why is None:
             return
+        self.was_raised = True
         if self._why is Abort.CANCELLED:
-            raise Cancel(self._detail)
+            raise Cancelling(self._detail)
         if self._why is Abort.TIMEOUT:
             raise TaskTimeout(self._detail or "timed out")
         raise Released(self._why.value)
@@ -142,14 +146,18 @@ class Attempt:
         "_undecided",
         "cancel",
         "claimed",
+        "code",
         "deadline",
+        "has_ended",
         "insisted",
         "interrupted",
         "jobs",
         "ledger",
+        "lines",
         "main",
         "max_attempts",
         "shielded",
+        "stuck",
         "thread_id",
     )
 
@@ -162,6 +170,10 @@ class Attempt:
         self.shielded = False
         self.insisted = False  # the server has waited long enough: leave at the next call
         self.main: object = None  # the thread or asyncio task that runs the task itself
+        self.has_ended = False  # the main line has: no call of the context does anything now
+        self.stuck: StepError | None = None  # by which the run ends, whatever the code does
+        self.code: CodeType | None = None  # of the task's function, where it is a plain one
+        self.lines: Lines | None = None  # made when first used
         self.ledger: Ledger | None = None  # made when first used
         self.jobs: SimpleQueue[Callable[[], None] | None] | None = (
             None  # for an async task's thread

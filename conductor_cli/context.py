@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, cast, ov
 
 import msgspec
 
-from conductor_cli import calls, payloads, telemetry
+from conductor_cli import calls, lines, payloads, telemetry
 from conductor_cli.attempt import (
     Abort,
     AsyncSignal,
     Attempt,
     Signal,
-    TaskTimeout,
     current,
     shielded,
 )
 from conductor_cli.calls import Calls
-from conductor_cli.errors import StepError
+from conductor_cli.errors import StepError, TaskTimeout
 from conductor_cli.step import Step
+from conductor_cli.stepping import AsyncStepping, Stepping
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from conductor_cli.aio import AsyncConductor
     from conductor_cli.client import Conductor
+    from conductor_cli.journal import Line
     from conductor_cli.registry import ConfiguredTask, Invocation, Task
 
 if TYPE_CHECKING:
@@ -81,12 +82,12 @@ class _Base(Generic[S]):
 
     def __init__(self, attempt: Attempt, conductor: Conductor, state: S) -> None:
         self._attempt = attempt
-        self._calls = Calls(attempt, conductor, self._is_branch)
+        self._calls = Calls(attempt, conductor, self._line)
         self.conductor = conductor
         self.state = state
 
-    def _is_branch(self) -> bool:
-        """Whether it is called from beside the task's own thread, or asyncio task."""
+    def _line(self) -> Line:
+        """The line of the run that a call comes from."""
         raise NotImplementedError
 
     @property
@@ -142,6 +143,7 @@ class Context(_Base[S]):
     def __init__(self, attempt: Attempt, conductor: Conductor, state: S) -> None:
         super().__init__(attempt, conductor, state)
         attempt.main = threading.get_ident()
+        self._steps = Stepping(attempt, self._calls)
 
     @property
     def signal(self) -> Signal:
@@ -151,8 +153,8 @@ class Context(_Base[S]):
     def checkpoint(self) -> None:
         """A moment at which the task may be stopped: cancelled, timed out, or handed back
         because the server is stopping (it then runs again elsewhere; its steps do not)."""
-        if self._attempt.abort_reason is not None:
-            self._attempt.signal.raise_if_aborted()
+        self._calls.check()
+        self._attempt.signal.raise_if_aborted()
 
     def step(self, name: str | Step, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call ``fn`` and remember what it returns: once that is recorded, ``fn`` never runs
@@ -162,20 +164,7 @@ class Context(_Base[S]):
         raises is raised here; :class:`Step` in place of the name has it tried again by itself.
         Raises StepError when a name is used twice, or the code is not what it was.
         """
-        step = calls.named(name)
-        run = self._calls.step(step, fn)()
-        while not run.is_recorded:
-            try:
-                with calls.inside(step):
-                    value = fn(*args, **kwargs)
-            except Exception as error:
-                if self.signal.wait(run.failed(error)):
-                    self._attempt.signal.raise_if_aborted()
-                continue
-            if inspect.isawaitable(value):
-                raise StepError(f"Step {step.name!r} returned an awaitable; make the task async.")
-            run.done(value)
-        return cast("R", run.value)
+        return cast("R", self._steps.run(calls.named(name), fn, partial(fn, *args, **kwargs)))
 
     def transact(
         self,
@@ -188,15 +177,7 @@ class Context(_Base[S]):
         """A step whose writes are committed together with its record: ``fn`` is called with a
         psycopg connection, in a transaction, before its other arguments."""
         step = calls.named(name)
-        run = self._calls.step(step, fn)()
-        while not run.is_recorded:
-            try:
-                with calls.inside(step):
-                    run.transact(fn, args, kwargs)
-            except Exception as error:
-                if self.signal.wait(run.failed(error)):
-                    self._attempt.signal.raise_if_aborted()
-        return cast("R", run.value)
+        return cast("R", self._steps.transact(step, fn, lambda conn: fn(conn, *args, **kwargs)))
 
     def transaction(self) -> Connection[Any]:
         """A psycopg connection, in a transaction that is committed together with the task's
@@ -338,16 +319,19 @@ class Context(_Base[S]):
         missed: str = "latest",
     ) -> bool:
         """As ``Conductor.schedule``; when the task runs again, it changes nothing again."""
+        self._calls.check()
         return self.conductor.schedule(
             task, name, expression, payload, timezone=timezone, missed=missed
         )
 
     def unschedule(self, task: Task[..., Any] | str, name: str) -> bool:
         """As ``Conductor.unschedule``."""
+        self._calls.check()
         return self.conductor.unschedule(task, name)
 
-    def _is_branch(self) -> bool:
-        return threading.get_ident() != self._attempt.main
+    def _line(self) -> Line:
+        found = lines.of(self._attempt)
+        return found.main if threading.get_ident() == self._attempt.main else found.of_thread()
 
 
 class Subscription:
@@ -380,6 +364,10 @@ class AsyncContext(_Base[S]):
 
     conductor: AsyncConductor
 
+    def __init__(self, attempt: Attempt, conductor: Conductor, state: S) -> None:
+        super().__init__(attempt, conductor, state)
+        self._steps = AsyncStepping(attempt, self._calls, self._do)
+
     @cached_property
     def signal(self) -> AsyncSignal:
         """Set when the task should stop."""
@@ -388,8 +376,8 @@ class AsyncContext(_Base[S]):
     async def checkpoint(self) -> None:
         """As ``Context.checkpoint``; other tasks of the event loop get their turn."""
         await asyncio.sleep(0)
-        if self._attempt.abort_reason is not None:
-            self._attempt.signal.raise_if_aborted()
+        self._calls.check()
+        self._attempt.signal.raise_if_aborted()
 
     @overload
     async def step(
@@ -401,18 +389,7 @@ class AsyncContext(_Base[S]):
     ) -> R: ...
     async def step(self, name: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         """As ``Context.step``; a plain function runs in a thread, so that it blocks nobody."""
-        step = calls.named(name)
-        run = await self._do(self._calls.step(step, fn))
-        while not run.is_recorded:
-            try:
-                with calls.inside(step):
-                    value = await _called(fn, args, kwargs)
-            except Exception as error:
-                if await self.signal.wait(await self._do(partial(run.failed, error))):
-                    self.signal.raise_if_aborted()
-                continue
-            await self._do(partial(run.done, value))
-        return run.value
+        return await self._steps.run(calls.named(name), fn, partial(fn, *args, **kwargs))
 
     async def transact(
         self,
@@ -425,15 +402,10 @@ class AsyncContext(_Base[S]):
         """As ``Context.transact``: ``fn`` is a plain function, called in a thread."""
         step = calls.named(name)
         if inspect.iscoroutinefunction(fn):
-            raise StepError(f"Step {step.name!r}: transact() takes a plain function.")
-        run = await self._do(self._calls.step(step, fn))
-        while not run.is_recorded:
-            try:
-                await self._do(partial(run.transact, fn, args, kwargs))
-            except Exception as error:
-                if await self.signal.wait(await self._do(partial(run.failed, error))):
-                    self.signal.raise_if_aborted()
-        return cast("R", run.value)
+            with self._calls.sticking():
+                raise StepError(f"Step {step.name!r}: transact() takes a plain function.")
+        found = await self._steps.transact(step, fn, lambda conn: fn(conn, *args, **kwargs))
+        return cast("R", found)
 
     async def transaction(self) -> Connection[Any]:
         """As ``Context.transaction``. The connection is a blocking one: use it in a thread."""
@@ -574,16 +546,18 @@ class AsyncContext(_Base[S]):
         missed: str = "latest",
     ) -> bool:
         """As ``Context.schedule``."""
+        self._calls.check()
         return await self.conductor.schedule(
             task, name, expression, payload, timezone=timezone, missed=missed
         )
 
     async def unschedule(self, task: Task[..., Any] | str, name: str) -> bool:
         """As ``Conductor.unschedule``."""
+        self._calls.check()
         return await self.conductor.unschedule(task, name)
 
-    def _is_branch(self) -> bool:
-        return asyncio.current_task() is not self._attempt.main
+    def _line(self) -> Line:
+        return lines.of(self._attempt).of_task(asyncio.current_task(), self._attempt.main)
 
     async def _do(self, work: Callable[[], R]) -> R:
         """Work that may block, in the thread that waits for this task."""
@@ -610,10 +584,3 @@ class AsyncContext(_Base[S]):
         if error is not None:
             raise error
         return cast("R", value)
-
-
-async def _called(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    if inspect.iscoroutinefunction(fn):
-        return await fn(*args, **kwargs)
-    value = await asyncio.to_thread(fn, *args, **kwargs)
-    return await value if inspect.isawaitable(value) else value

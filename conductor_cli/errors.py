@@ -18,8 +18,10 @@
     │   ├── ExecutionNotFound      (.id)
     │   ├── ChildFailed            what ctx.invoke() and ctx.wait() raise (.id, .task, .error)
     │   ├── ChildCancelled         (.id, .task, .reason)
-    │   ├── ChildTimedOut          not ended in time; also a TimeoutError (.id, .task)
-    │   ├── EventTimedOut          no event came in time; also a TimeoutError (.event)
+    │   ├── TimedOut               something did not come in time; also a TimeoutError
+    │   │   ├── ChildTimedOut      a child, or an execution that was waited for (.id, .task)
+    │   │   ├── EventTimedOut      no event came (.event)
+    │   │   └── StepTimedOut       a step took longer than its timeout (.step, .seconds)
     │   ├── StepError              the task uses its steps in a way that cannot work
     │   └── ShutdownTimeout        stop() did not finish inside shutdown_timeout
     └── TaskSignal                 what a task raises to end itself
@@ -29,7 +31,9 @@
 
     BaseException
     └── Suspension                 leaves a task's thread; never caught by `except Exception`
-        ├── Released               the server is stopping: hand this attempt back
+        ├── Released               the server is stopping, or has lost the claim
+        ├── Cancelling             somebody has cancelled the execution (.reason)
+        ├── TaskTimeout            the task's timeout has passed
         └── Suspending             the task sleeps or waits: go on when that is over
 """
 
@@ -162,7 +166,11 @@ class ChildCancelled(ConductorError):
         super().__init__(f"Child {task} {id} was cancelled{': ' + reason if reason else '.'}")
 
 
-class ChildTimedOut(ConductorError, TimeoutError):
+class TimedOut(ConductorError, TimeoutError):
+    """Something that a task waited for did not come in time."""
+
+
+class ChildTimedOut(TimedOut):
     """The execution that a task waited for did not end in time.
 
     It goes on by itself, and keeps its result.
@@ -174,7 +182,7 @@ class ChildTimedOut(ConductorError, TimeoutError):
         super().__init__(f"Child {task}{f' {id}' if id else ''} did not end in time.")
 
 
-class EventTimedOut(ConductorError, TimeoutError):
+class EventTimedOut(TimedOut):
     """The event that a task waited for did not come in time."""
 
     def __init__(self, event: str) -> None:
@@ -182,8 +190,20 @@ class EventTimedOut(ConductorError, TimeoutError):
         super().__init__(f"No event {event!r} that fits came in time.")
 
 
+class StepTimedOut(TimedOut):
+    """A step took longer than its ``timeout``."""
+
+    def __init__(self, step: str, seconds: float) -> None:
+        self.step = step
+        self.seconds = seconds
+        super().__init__(f"Step {step!r} took longer than its timeout of {seconds:g} s.")
+
+
 class StepError(ConductorError):
-    """A task uses its steps in a way that cannot work; the message says what to do instead."""
+    """A task uses its steps in a way that cannot work; the message says what to do instead.
+
+    The run ends by it, also where the task catches it.
+    """
 
 
 class ShutdownTimeout(ConductorError):
@@ -223,15 +243,27 @@ class Retry(TaskSignal):
 
 
 class Suspension(BaseException):
-    """Leaves a task's thread without ending its execution.
+    """Leaves a task's thread, by order of the system and not of the task.
 
     Derived from BaseException so that ``except Exception`` in a task does not stop it;
-    ``finally`` blocks run.
+    ``finally`` blocks run, and each further call of the context raises it again.
     """
 
 
 class Released(Suspension):
     """The server is stopping: this attempt is handed back and not counted."""
+
+
+class Cancelling(Suspension):
+    """Somebody has cancelled this execution."""
+
+    def __init__(self, reason: str | None = None) -> None:
+        self.reason = reason
+        super().__init__(reason or "cancelled")
+
+
+class TaskTimeout(Suspension):
+    """Raised in a task's thread when its ``timeout`` has passed. It is no ``Exception``."""
 
 
 class Suspending(Suspension):

@@ -1,14 +1,15 @@
-"""What one attempt knows of its ledger: the names that are recorded, and those it has asked for.
+"""One run and its journal in the database: what is recorded, and what is recorded now.
 
 Every call may talk to the database and block; ``AsyncContext`` makes them in another thread.
-Names are asked for in the order of the code. When a new one comes while recorded ones have not
-been asked for, the code is not what it was, and nothing is run on that ground.
+What may be asked for, and which failures stand, is decided in ``journal``. What ``journal`` says
+is to stand is written here before the new call goes on.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 import msgspec
 
 from conductor_cli import payloads, stored_error, telemetry, timing
-from conductor_cli.attempt import Abort, TaskTimeout, shielded
+from conductor_cli.attempt import Abort, shielded
 from conductor_cli.database import Loan, is_transient
 from conductor_cli.errors import (
     ChildCancelled,
@@ -28,25 +29,25 @@ from conductor_cli.errors import (
     Released,
     StepError,
     Suspending,
-    TaskDefinitionError,
+    Suspension,
     TaskSignal,
 )
+from conductor_cli.journal import Failure, Journal
 from conductor_cli.models import ExecutionError, Flag, Park, Suspended
-from conductor_cli.results import ResultType
 from conductor_cli.service import backoff
 from conductor_cli.store import claims, endings, events
 from conductor_cli.store import ledger as rows
 from conductor_cli.store.ledger import Child, Children, Entry, New
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from uuid import UUID
 
     from conductor_cli.attempt import Attempt
     from conductor_cli.client import Conductor
     from conductor_cli.database import Connection
     from conductor_cli.invoking import Row
-    from conductor_cli.step import Step
+    from conductor_cli.journal import Line
 
 T = TypeVar("T")
 
@@ -54,14 +55,12 @@ NAME_LIMIT: Final = 500
 LONGEST: Final = 3_155_760_000.0  # seconds: a century
 JOURNAL_LIMIT: Final = 128 * 2**20  # characters of results, so that an end stays within its time
 PROGRESS_EVERY: Final = 1.0  # seconds
-KINDS: Final = {
-    "s": "a step", "z": "a sleep", "c": "a child", "d": "a started child", "g": "children",
-    "w": "a wait for an execution", "e": "an event",
-}  # fmt: skip
 
 
 class Ledger:
-    """See the module. Shared by the threads, or asyncio tasks, of one attempt."""
+    """See the module. Shared by the lines of one run."""
+
+    leaves_threads = True
 
     def __init__(self, attempt: Attempt, conductor: Conductor) -> None:
         self.conductor = conductor
@@ -75,12 +74,10 @@ class Ledger:
         self._attempt = attempt
         self._id, self._token = attempt.claimed.id, attempt.claimed.token
         self._is_marked = bool(attempt.claimed.flags & Flag.HAS_LEDGER)
-        self._entries: dict[str, Entry] | None = None if self._is_marked else {}
+        self.journal: Journal[Entry, New] = Journal()
+        self._is_loaded = not self._is_marked
         self._wakes = 0
         self._bytes_recorded = 0
-        self._asked: set[str] = set()
-        self._unasked: dict[str, str] = {}  # recorded and not asked for yet: name and kind
-        self._failed: dict[str, New] = {}  # steps that raised; recorded when the task goes on
         self._lock = threading.RLock()
 
     @property
@@ -95,53 +92,76 @@ class Ledger:
 
     def check(self) -> None:
         """Leave the task if it should stop; on shutdown only once that is insisted on."""
+        attempt = self._attempt
+        if attempt.has_ended:
+            raise StepError(
+                "The task has ended: a call of its context does nothing any more. A thread, an "
+                "asyncio task or a generator that it left behind came here; end it in the task."
+            )
         if self.suspending is not None:
             raise self.suspending
-        why = self._attempt.abort_reason
-        if why is not None and (why is not Abort.SHUTDOWN or self._attempt.insisted):
-            self._attempt.signal.raise_if_aborted()
+        if attempt.stuck is not None:
+            raise attempt.stuck
+        why = attempt.abort_reason
+        if why is not None and (why is not Abort.SHUTDOWN or attempt.insisted):
+            attempt.signal.raise_if_aborted()
 
-    def ask(self, name: str, kind: str, about: str | None = None, *, branch: bool) -> Entry | None:
-        """What is recorded under a name; None when nothing is, and it is this code's turn."""
+    def ask(self, line: Line, name: str, kind: str, about: str | None = None) -> Entry | None:
+        """A named call begins: what is recorded under its name; None when nothing is, and it is
+        this code's turn. The failures that stand from now on are written first."""
         _check_name(name)
         self.check()
         with self._lock:
-            entries = self._loaded()
-            if name in self._asked:
-                raise StepError(
-                    f"The name {name!r} is used twice in one attempt. Give each step a name of "
-                    "its own; in a loop let it carry the index, as in f'send-{i}'."
-                )
-            entry = entries.get(name)
-            if entry is not None:
-                self._refuse_another(entry, kind, about)
-            elif self._unasked and not branch:
-                self._refuse_changed(f"{KINDS[kind]} {name!r} is new")
-            self._asked.add(name)
-            self._unasked.pop(name, None)
-            return entry
+            self._loaded()
+            entry = self.journal.begin(line, name, kind, about)
+            self._settle(line, name)
+        if entry is not None and _is_own_failure(entry):
+            error = stored_error.decode(entry.error or "{}")
+            self.journal.stand(error, name, kind)
+            raise error
+        return entry
+
+    def fail(self, line: Line, new: New, error: BaseException) -> None:
+        """A named call has raised ``error``; ``new`` is written if the failure comes to stand."""
+        self.journal.fail(Failure(new.name, new.kind, line, error, new))
+
+    @contextmanager
+    def failing(self, line: Line, name: str, kind: str, about: str | None) -> Iterator[None]:
+        """What is raised inside is a failure of this call, and of no step's function."""
+        try:
+            yield
+        except (StepError, TaskSignal):
+            raise
+        except Exception as error:
+            told = stored_error.encode(error)
+            new = New(name, kind, "f", about=about, branch=not line.is_main, error=told)
+            self.fail(line, new, error)
+            raise
+
+    def swallowed(self) -> StepError | None:
+        """What is wrong with a run that has ended otherwise than by its suspension."""
+        if self.suspending is None:
+            return None
+        return StepError(
+            f"The task went on after it had been suspended at {self.suspending.outcome.name!r}: "
+            "something in it catches BaseException, raises another error in a finally block, or "
+            "cuts the call off. Let conductor_cli.errors.Suspension through, or catch Exception "
+            "instead; give a wait a timeout of its own with timeout=."
+        )
 
     def at_end(self) -> StepError | None:
-        """What is wrong with an attempt that returned, if anything."""
-        self.flush()
-        if self.suspending is not None:
-            return StepError(
-                f"The task went on after it had been suspended at "
-                f"{self.suspending.outcome.name!r}: something in it catches BaseException. Let "
-                "conductor_cli.errors.Suspension through, or catch Exception instead."
-            )
+        """What is wrong with a run that returned, if anything."""
+        if wrong := self.swallowed():
+            return wrong
         with self._lock:
             self._loaded()
-            if self._unasked:
-                self._refuse_changed("the task has returned")
+            try:
+                self.journal.end()
+            except StepError as error:
+                return error
         return None
 
     # Steps.
-
-    def step(self, step: Step, fn: Callable[..., Any], *, branch: bool) -> Run:
-        """Begin a step, or find what it has returned."""
-        kind = _result_type(step, fn)
-        return Run(self, step, kind, self.ask(step.name, "s", branch=branch), branch=branch)
 
     def make_room(self, name: str, size: int) -> None:
         """Count a result before it is recorded. Raises PayloadError past the journal's limit."""
@@ -156,14 +176,13 @@ class Ledger:
                 )
             self._bytes_recorded += size
 
-    def record(self, new: New) -> datetime | None:
-        """Write an entry; returns until when it lasts."""
+    def record(self, *new: New) -> datetime | None:
+        """Write entries; returns until when the first lasts."""
         with self._lock:
             done = self.work(lambda conn: self._record(conn, new))
             if not done.held:
                 self.lose()
             self._is_marked = True
-            self._failed.clear()
             return done.until
 
     def transact(self, new: Callable[[Connection], New]) -> None:
@@ -172,7 +191,7 @@ class Ledger:
         try:
             made = new(loan.connection)
             with self._lock, shielded():
-                if not self._record(loan.ours(), made).held:
+                if not self._record(loan.ours(), [made]).held:
                     self.lose()
         except BaseException:
             with shielded():
@@ -185,11 +204,14 @@ class Ledger:
             if not is_transient(error) or self._reloaded()[made.name].state != "c":
                 raise
         self._is_marked = True
-        self._failed.clear()
 
-    def _record(self, conn: Connection, new: New) -> rows.Recorded:
-        survived = [each for name, each in self._failed.items() if name != new.name]
-        return rows.record(conn, self._id, self._token, [new, *survived], mark=not self._is_marked)
+    def _record(self, conn: Connection, new: Sequence[New]) -> rows.Recorded:
+        return rows.record(conn, self._id, self._token, new, mark=not self._is_marked)
+
+    def _settle(self, line: Line, name: str) -> None:
+        if rising := self.journal.rising(line, name):
+            self.record(*(failure.entry for failure in rising))
+            self.journal.settle(rising)
 
     # The task's own transaction.
 
@@ -235,16 +257,11 @@ class Ledger:
         verdict = self.work(lambda conn: claims.inspect(conn, [self._id], [self._token]))
         return verdict[self._id] == "recorded"
 
-    def survive(self, new: New) -> None:
-        """A step has failed. If the task goes on to other things, that is part of its way."""
-        with self._lock:
-            self._failed[new.name] = new
-
     # Sleeping and waiting.
 
-    def sleep(self, name: str, until: datetime | float) -> None:
+    def sleep(self, line: Line, name: str, until: datetime | float) -> None:
         """Leave the thread until a moment, or for so many seconds; return when that is over."""
-        entry = self.ask(name, "z", branch=False)
+        entry = self.ask(line, name, "z")
         if entry is None:
             new = (
                 New(name, "z", "p", until=until)
@@ -256,7 +273,8 @@ class Ledger:
             self.suspend(name, Park.SLEEPS, entry.until)
 
     def suspend(self, name: str, park: Park, until: datetime | None) -> NoReturn:
-        """Leave the thread."""
+        """Leave the thread, with the progress that was told last written."""
+        self.flush()
         self.suspending = Suspending(Suspended(name, park, until, self._wakes))
         raise self.suspending
 
@@ -264,26 +282,29 @@ class Ledger:
 
     def invoke(
         self,
+        line: Line,
         name: str,
         row: Callable[[], Row],
         about: str,
         *,
         seconds: float | None,
         waits: bool,
-        branch: bool,
     ) -> Entry:
         """A child's entry: how it has ended if the task ``waits`` for it, else as it stands."""
         kind = "c" if waits else "d"
-        entry = self.ask(name, kind, about, branch=branch)
+        entry = self.ask(line, name, kind, about)
         if entry is None:
-            made = row()
-            child = Child(name, about, made.id)
-            born = Children(kind, [child], f"[{self._spec(made)}]", None, seconds, False, branch)
-            entry = self._adopt(born)[name]
+            with self.failing(line, name, kind, about):
+                made = row()
+                child, branch = Child(name, about, made.id), not line.is_main
+                spec = f"[{self._spec(made)}]"
+                born = Children(kind, [child], spec, None, seconds, False, branch)
+                entry = self._adopt(born)[name]
         return self.ended(entry) if waits else entry
 
     def invoke_many(
         self,
+        line: Line,
         name: str,
         made: Callable[[], Sequence[Row]],
         abouts: Sequence[str],
@@ -295,20 +316,22 @@ class Ledger:
         the one that failed first, unless ``tolerant``."""
         names = [f"{name}[{index}]" for index in range(len(abouts))]
         about = f"{len(abouts)} {abouts[0]}"
-        group = self.ask(name, "g", about, branch=False)
-        for each, task in zip(names, abouts, strict=True):
-            self._claim_part(each, name, task)
+        group = self.ask(line, name, "g", about)
+        with self._lock:
+            for each, task in zip(names, abouts, strict=True):
+                self.journal.begin_part(each, name, task)
         entries = self._loaded()
         is_open = group is None or group.state == "p"  # what is settled starts nobody again
         lacking = [i for i, each in enumerate(names) if is_open and each not in entries]
         if lacking:
-            rows_made = made()
-            born = Children(
-                "c", [Child(names[i], abouts[i], rows_made[i].id) for i in lacking],
-                f"[{','.join(self._spec(rows_made[i]) for i in lacking)}]",
-                name, seconds, tolerant, False,
-            )  # fmt: skip
-            entries = self._adopt(born, about=about)
+            with self.failing(line, name, "g", about):
+                rows_made = made()
+                born = Children(
+                    "c", [Child(names[i], abouts[i], rows_made[i].id) for i in lacking],
+                    f"[{','.join(self._spec(rows_made[i]) for i in lacking)}]",
+                    name, seconds, tolerant, False,
+                )  # fmt: skip
+                entries = self._adopt(born, about=about)
         group = self.ended(entries[name])
         entries = self._loaded()
         if group.state == "t":
@@ -317,13 +340,14 @@ class Ledger:
             return [entries[msgspec.json.decode(group.value or "null", type=str)]]
         return [entries[each] for each in names]
 
-    def wait(self, name: str, id: UUID, *, seconds: float | None) -> Entry:
+    def wait(self, line: Line, name: str, id: UUID, *, seconds: float | None) -> Entry:
         """How any execution has ended. Raises ExecutionNotFound."""
         if id == self._id:
             raise StepError(f"Execution {id} cannot wait for itself.")
-        entry = self.ask(name, "w", branch=False)
+        entry = self.ask(line, name, "w")
         if entry is None:
-            entry = self._attend(name, "w", id, seconds=seconds, branch=False)
+            with self.failing(line, name, "w", None):
+                entry = self._attend(name, "w", id, seconds=seconds, branch=False)
         elif entry.child_id != id:
             raise StepError(
                 f"The name {name!r} stands for a wait for {entry.child_id} in this execution, "
@@ -333,13 +357,12 @@ class Ledger:
 
     # Events.
 
-    def subscribe(self, name: str, event: str, exact: str, tests: str, *, branch: bool) -> Entry:
+    def subscribe(self, line: Line, name: str, event: str, exact: str, tests: str) -> Entry:
         """Register for the next event that fits."""
-        entry = self.ask(name, "e", event, branch=branch)
+        entry, branch = self.ask(line, name, "e", event), not line.is_main
         if entry is not None:
             return entry
-        with self._lock:
-            self._record_survived()
+        with self._lock, self.failing(line, name, "e", event):
             held = self.work(
                 lambda conn: events.subscribe(
                     conn, self._id, self._token, name=name, event=event, exact=exact,
@@ -355,10 +378,12 @@ class Ledger:
             )
             return entries[name]
 
-    def heard(self, name: str, seconds: float | None) -> Any:
+    def heard(self, line: Line, name: str, seconds: float | None) -> Any:
         """The payload of the event that was registered for. Raises EventTimedOut."""
         self.check()
-        entry = self._loaded()[name]
+        with self._lock:
+            self._settle(line, name)
+            entry = self._loaded()[name]
         if entry.state == "p" and entry.until is None and seconds is not None:
             timed = self.work(
                 partial(events.wait, id=self._id, token=self._token, name=name, seconds=seconds)
@@ -399,6 +424,11 @@ class Ledger:
             self.lose()
         self.is_logged = True
 
+    def flush_at_end(self) -> None:
+        """Write it, unless the run has no claim any more, or no time."""
+        with suppress(Suspension):
+            self.flush()
+
     def work(self, work: Callable[[Connection], T]) -> T:
         """Talk to the database, for as long as that takes and the task need not stop."""
         troubles = 0
@@ -426,7 +456,7 @@ class Ledger:
         return self._id, self._token
 
     def _loaded(self) -> dict[str, Entry]:
-        return self._reloaded() if self._entries is None else self._entries
+        return self.journal.recorded if self._is_loaded else self._reloaded()
 
     def _reloaded(self) -> dict[str, Entry]:
         with self._lock:
@@ -434,14 +464,10 @@ class Ledger:
             if found is None:
                 self.lose()
             self._wakes, entries = found
-            self._entries = {entry.name: entry for entry in entries}
             self._bytes_recorded = sum(len(entry.value or "") for entry in entries)
-            self._unasked = {
-                entry.name: entry.kind
-                for entry in entries
-                if entry.name not in self._asked and entry.part_of is None and not entry.branch
-            }
-            return self._entries
+            self.journal.load(entries)
+            self._is_loaded = True
+            return self.journal.recorded
 
     def _adopt(self, born: Children, about: str | None = None) -> dict[str, Entry]:
         again = False
@@ -455,7 +481,6 @@ class Ledger:
             )  # fmt: skip
 
         with self._lock:
-            self._record_survived()
             done = self.work(adopt)
             if not done[0].held:
                 self.lose()
@@ -473,7 +498,6 @@ class Ledger:
         self, name: str, kind: str, id: UUID, *, seconds: float | None, branch: bool
     ) -> Entry:
         with self._lock:
-            self._record_survived()
             for _ in range(2):  # what ends at this moment is only found by the second look
                 entry = self.work(
                     lambda conn: rows.attend(
@@ -484,172 +508,12 @@ class Ledger:
                 if entry is not None:
                     self._is_marked = True
                     return entry
-            self._entries = None
-            self._loaded()  # leaves, if the claim is lost
+            self._reloaded()  # leaves, if the claim is lost
             raise ExecutionNotFound(id)
-
-    def _record_survived(self) -> None:
-        if self._failed:
-            self.record(self._failed.pop(next(iter(self._failed))))
-
-    def _claim_part(self, name: str, group: str, about: str) -> None:
-        entry = self._loaded().get(name)
-        if name in self._asked or (entry is not None and entry.part_of != group):
-            raise StepError(
-                f"The name {name!r} is used by a step, and needed for a child of {group!r}."
-            )
-        if entry is not None:
-            self._refuse_another(entry, "c", about)
-        self._asked.add(name)
 
     def _spec(self, row: Row) -> str:
         """As ``conductor.enqueue`` takes it, with what makes it a child."""
         return f'{row.full[:-1]},"parent_id":"{self._id}","flags":{int(Flag.AWAITED)}}}'
-
-    def _refuse_another(self, entry: Entry, kind: str, about: str | None) -> None:
-        was, now = KINDS[entry.kind], KINDS[kind]
-        if entry.kind == kind and about in (None, entry.about):
-            return
-        if entry.about and about and entry.kind == kind:
-            was, now = f"{was} ({entry.about})", f"{now} ({about})"
-        raise StepError(
-            f"The name {entry.name!r} stands for {was} in this execution, and now for {now}: "
-            "the code has changed since an earlier attempt. Give the new one a new name, or run "
-            "the execution again from its beginning (retry with restart)."
-        )
-
-    def _refuse_changed(self, what: str) -> NoReturn:
-        recorded = ", ".join(f"{KINDS[k]} {n!r}" for n, k in list(self._unasked.items())[:3])
-        raise StepError(
-            f"An earlier attempt recorded {recorded}, for which this one has not asked, but "
-            f"{what}: the code has changed since, or depends on something besides what is "
-            "recorded. Let what has been begun end with the old code, or run it again from its "
-            "beginning (retry with restart)."
-        )
-
-
-class Unqueued(Ledger):
-    """The ledger of a task that runs without a queue (``conductor run``): nothing outlives it, and
-    there is nobody to wait for."""
-
-    def __init__(self, attempt: Attempt, conductor: Conductor, limit: int) -> None:
-        super().__init__(attempt, conductor)
-        self._bytes = limit
-
-    @property
-    def limit(self) -> int:
-        return self._bytes
-
-    def record(self, new: New) -> datetime | None:
-        self._failed.clear()
-        return new.until or datetime.now(UTC) + timedelta(seconds=new.seconds or 0)
-
-    def suspend(self, name: str, _park: Park, _until: datetime | None) -> NoReturn:
-        raise _needs_queue(f"{name!r} waits for others")
-
-    def sleep(self, name: str, until: datetime | float) -> None:
-        self.ask(name, "z", branch=False)
-        left = (until - datetime.now(UTC)).total_seconds() if isinstance(until, datetime) else until
-        if left > 0 and self._attempt.signal.wait(left):
-            self._attempt.signal.raise_if_aborted()
-
-    def flush(self) -> None:
-        """Nobody looks at the progress."""
-
-    def transact(self, _new: Callable[[Connection], New]) -> None:
-        raise _needs_queue("It writes in a transaction of the runner's")
-
-    def lend(self) -> Any:
-        raise _needs_queue("It writes in a transaction of the runner's")
-
-    def work(self, _work: Callable[[Connection], T]) -> T:
-        raise _needs_queue("It asks for what only a server can do")
-
-
-def _needs_queue(what: str) -> StepError:
-    return StepError(f"{what}: that needs a queue. Use `conductor invoke --wait` with a server.")
-
-
-class Run:
-    """One run of a step: ``is_recorded`` with its ``value``, or to be made and then told."""
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        step: Step,
-        kind: ResultType,
-        entry: Entry | None,
-        *,
-        branch: bool,
-    ) -> None:
-        self.is_recorded = entry is not None and entry.state == "c"
-        self.value: Any = None
-        self._ledger, self._step, self._kind, self._branch = ledger, step, kind, branch
-        self._failures = 0 if entry is None else entry.failures
-        if entry is not None and entry.state == "f":
-            raise stored_error.decode(entry.error or "{}")
-        if entry is not None and entry.state == "c":
-            self.value = self._decoded(entry.value or "null")
-
-    def done(self, value: object) -> None:
-        """Record what it returned; ``value`` is what a later attempt will be given."""
-        self._ledger.record(self._new(value))
-        self.is_recorded = True
-
-    def transact(self, fn: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> None:
-        """Call ``fn`` with a connection whose writes are committed together with the record."""
-
-        def new(conn: Connection) -> New:
-            return self._new(fn(conn, *args, **kwargs))
-
-        self._ledger.transact(new)
-        self.is_recorded = True
-
-    def failed(self, error: Exception) -> float:
-        """Raise ``error`` if there is no other try, or leave the thread until that is due;
-        returns the seconds to wait in place where the thread cannot be left."""
-        if isinstance(error, (TaskSignal, TaskTimeout)):
-            raise error
-        name, told, before = self._step.name, stored_error.encode(error), self._failures
-        self._failures += 1
-        delay = None
-        if self._failures < self._step.max_attempts:
-            delay = timing.retry_delay(self._step.retry, self._failures, error)
-        if delay is None:
-            if before:  # the task's next attempt begins to count anew
-                self._ledger.record(New(name, "s", "p", branch=self._branch, error=told))
-            self._ledger.survive(New(name, "s", "f", branch=self._branch, error=told))
-            raise error
-        delay = min(max(0.0, delay), LONGEST)
-        until = self._ledger.record(
-            New(
-                name, "s", "p", seconds=delay, failures=self._failures, branch=self._branch,
-                error=told,
-            )
-        )  # fmt: skip
-        if not self._branch and delay > 0 and not isinstance(self._ledger, Unqueued):
-            self._ledger.suspend(name, Park.RETRIES, until)
-        return delay
-
-    def _new(self, value: object) -> New:
-        """What is recorded of a value. One that cannot be stored ends the execution: to run the
-        step again would repeat its effect, and change nothing."""
-        name = self._step.name
-        try:
-            text, self.value = self._kind.encode(
-                value, f"The result of step {name!r}", self._ledger.limit
-            )
-            self._ledger.make_room(name, len(text))
-        except PayloadError as error:
-            self._ledger.unstorable = error
-            raise
-        return New(name, "s", "c", value=text, branch=self._branch)
-
-    def _decoded(self, text: str) -> Any:
-        try:
-            return self._kind.decode(text)
-        except PayloadError as error:
-            raise StepError(f"Step {self._step.name!r}: {error}") from error
 
 
 def result(entry: Entry, decode: Callable[[str], Any]) -> Any:
@@ -701,25 +565,9 @@ def _check_name(name: object) -> None:
         raise StepError(f"{name!r} is not a name: a text of 1 to {NAME_LIMIT} characters.")
 
 
-def _result_type(step: Step, fn: Callable[..., Any]) -> ResultType:
-    """How the result of a step's function is kept: as ``returns`` or its return annotation says."""
-    try:
-        if step.returns is not None:
-            return ResultType(step.returns, f"Step {step.name!r}")
-        known = getattr(fn, "result_type", None)
-        return known if isinstance(known, ResultType) else _of_function(fn)
-    except TaskDefinitionError as error:
-        raise StepError(f"Step {step.name!r}: {error}") from error
-
-
-def _of_function(fn: Callable[..., Any]) -> ResultType:
-    inner = payloads.underlying(fn)
-    if isinstance(inner, type) or "return" in getattr(inner, "__annotations__", {}):
-        return ResultType.of(inner if isinstance(inner, type) else fn)
-    return _UNTYPED
-
-
-_UNTYPED: Final = ResultType(Any, "")
+def _is_own_failure(entry: Entry) -> bool:
+    """Whether the call itself has failed, and not what it waited for."""
+    return entry.state == "f" and entry.child_id is None and entry.value is None
 
 
 def _error(entry: Entry) -> ExecutionError:

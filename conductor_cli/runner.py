@@ -17,29 +17,13 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from conductor_cli import calls, registry, timing
+from conductor_cli import calls, lines, outcomes, registry
 from conductor_cli.aio import AsyncConductor
-from conductor_cli.attempt import Abort, TaskTimeout, current
+from conductor_cli.attempt import Abort, current
 from conductor_cli.context import AsyncContext, Context
-from conductor_cli.errors import (
-    Cancel,
-    Fail,
-    PayloadError,
-    Retry,
-    Suspending,
-    Suspension,
-    TaskSignal,
-)
-from conductor_cli.failure import MESSAGE_LIMIT, clean, describe, text
-from conductor_cli.models import (
-    Cancelled,
-    Completed,
-    Failed,
-    Flag,
-    HandedBack,
-    Outcome,
-    Retrying,
-)
+from conductor_cli.errors import Fail, PayloadError, TaskTimeout
+from conductor_cli.failure import describe
+from conductor_cli.models import Completed, Failed, Flag, HandedBack, Outcome
 from conductor_cli.service import Service
 
 if TYPE_CHECKING:
@@ -85,17 +69,16 @@ class Runner:
         except BaseException as error:
             if os.getpid() != self._pid:
                 _end_child(error)
-            outcome = ending(task, claimed, attempt.abort_reason, error)
+            outcome = outcomes.of_error(task, attempt, error)
         finally:
+            attempt.has_ended = True
             current.reset(before)
         if attempt.ledger is not None:
             attempt.ledger.give_back()
             if attempt.ledger.is_settled:
                 return outcome
-            if attempt.ledger.unstorable is not None:  # whatever the code has made of it
-                return Failed(describe(attempt.ledger.unstorable))
         if type(outcome) is Completed and attempt.abort_reason is Abort.TIMEOUT:
-            outcome = ending(task, claimed, Abort.TIMEOUT, TaskTimeout("timed out"))
+            outcome = outcomes.of_error(task, attempt, TaskTimeout("timed out"))
         return outcome
 
     def timeout_of(self, claimed: Claimed) -> float | None:
@@ -109,13 +92,28 @@ class Runner:
             args, kwargs = task.binder.bind(attempt.claimed.payload)
         except PayloadError as error:
             return Failed(describe(error))
-        result = self._call(task, attempt, args, kwargs)
-        if (attempt.ledger or attempt.claimed.flags & Flag.HAS_LEDGER) and (
-            wrong := calls.opened(attempt, self._conductor).at_end()
-        ):
-            return Failed(describe(wrong))
+        try:
+            result = self._call(task, attempt, args, kwargs)
+        finally:
+            self._close(attempt)
+        if attempt.ledger or attempt.claimed.flags & Flag.HAS_LEDGER:
+            if attempt.stuck is not None:
+                raise attempt.stuck
+            ledger = calls.opened(attempt, self._conductor)
+            if wrong := ledger.unstorable or ledger.at_end():
+                return Failed(describe(wrong))
         outcome = _NULL if result is None else self._completed(task, result)
         return outcome if attempt.ledger is None else self._settled(attempt.ledger, outcome)
+
+    def _close(self, attempt: Attempt) -> None:
+        """The main line has ended: so do the others, and what was told last is written."""
+        attempt.has_ended = True
+        if os.getpid() != self._pid:
+            return
+        if attempt.lines is not None:
+            attempt.lines.close_threads(attempt)
+        if attempt.ledger is not None:
+            attempt.ledger.flush_at_end()
 
     def _settled(self, ledger: Ledger, outcome: Outcome) -> Outcome:
         """Where the task has a transaction of its own: that and its completion, or neither."""
@@ -134,6 +132,7 @@ class Runner:
             task.binder.give(given, args, kwargs)
         if task.is_async:
             return self._loop.call(attempt, lambda: task.function(*args, **kwargs))
+        attempt.code = getattr(task.function, "__code__", None)
         if self.timeout_of(attempt.claimed) is None:
             return task.function(*args, **kwargs)
         return interruptible(attempt, lambda: task.function(*args, **kwargs))
@@ -164,30 +163,6 @@ def _end_child(error: BaseException | None) -> NoReturn:
             stream.flush()
     finally:
         os._exit(code)
-
-
-def ending(
-    task: Task[..., Any], claimed: Claimed, why: Abort | None, error: BaseException
-) -> Outcome:
-    """The outcome of an attempt that raised ``error``; ``why`` it had been asked to stop."""
-    match _out_of_group(error):
-        case Suspension() as left:
-            return left.outcome if isinstance(left, Suspending) else HandedBack(0.0)
-        case Cancel(reason=reason):
-            return Cancelled(clean(text(reason), MESSAGE_LIMIT) if reason else None)
-        case Fail() as fail:
-            return Failed(describe(fail))
-        case Retry() as retry:
-            return _again(task, claimed, retry)
-        case asyncio.CancelledError():
-            return _cancelled(task, claimed, why, error)
-        case _:
-            return _failure(task, claimed, error)
-
-
-def timed_out(task: Task[..., Any], claimed: Claimed) -> Outcome:
-    """The outcome of an attempt that did not return after its timeout."""
-    return _failure(task, claimed, TaskTimeout("timed out, and did not stop when asked to"))
 
 
 class EventLoop(Service):
@@ -238,6 +213,7 @@ class EventLoop(Service):
 
     def setup(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._loop.set_task_factory(lines.task_factory)
 
     def teardown(self) -> None:
         if self._loop is not None:
@@ -283,6 +259,7 @@ async def _guarded(
     attempt: Attempt, make: Callable[[], Coroutine[Any, Any, Any]]
 ) -> tuple[BaseException | None, Any]:
     """SystemExit and its like would end the loop for all tasks: they travel as values."""
+    told: tuple[BaseException | None, Any]
     loop, me = asyncio.get_running_loop(), asyncio.current_task()
     assert me is not None
 
@@ -301,67 +278,16 @@ async def _guarded(
     attempt.cancel = cancel
     attempt.signal.on_set(cancel_when_due)
     try:
-        result = await make()
-        if os.getpid() != pid:
-            _end_child(None)
-        return None, result
+        told = None, await make()
     except BaseException as error:
-        if os.getpid() != pid:
-            _end_child(error)
-        return error, None
-
-
-def _out_of_group(error: BaseException) -> BaseException:
-    """What a task ends itself with, also when an asyncio.TaskGroup has wrapped it."""
-    if isinstance(error, BaseExceptionGroup):
-        _, others = error.split((Suspension, TaskSignal))
-        while others is None and isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-    return error
-
-
-def _cancelled(
-    task: Task[..., Any], claimed: Claimed, why: Abort | None, error: BaseException
-) -> Outcome:
-    match why:
-        case None:
-            return _failure(task, claimed, error)
-        case Abort.CANCELLED:
-            return Cancelled(None)
-        case Abort.TIMEOUT:
-            return _failure(task, claimed, TaskTimeout("timed out"))
-        case Abort.SHUTDOWN | Abort.LOST:
-            return HandedBack(0.0)
-
-
-def _again(task: Task[..., Any], claimed: Claimed, retry: Retry) -> Outcome:
-    if retry.counts:
-        return _failure(task, claimed, retry, retry.delay)
-    if retry.delay is not None:
-        return Retrying(_bounded(retry.delay), None, counts=False)
-    return _delayed(task, claimed.failures + 1, retry, counts=False)
-
-
-def _failure(
-    task: Task[..., Any], claimed: Claimed, error: BaseException, delay: float | None = None
-) -> Outcome:
-    failures = claimed.failures + 1
-    if failures >= task.settings.max_attempts:
-        return Failed(describe(error))
-    if delay is not None:
-        return Retrying(_bounded(delay), describe(error), counts=True)
-    return _delayed(task, failures, error, counts=True)
-
-
-def _delayed(task: Task[..., Any], failures: int, error: BaseException, *, counts: bool) -> Outcome:
-    try:
-        delay = timing.retry_delay(task.settings.retry, failures, error)
-    except Exception as worse:
-        return Failed(describe(worse))
-    if delay is None:
-        return Failed(describe(error))
-    return Retrying(_bounded(delay), describe(error) if counts else None, counts=counts)
-
-
-def _bounded(delay: float) -> float:
-    return min(max(0.0, delay), registry.LONGEST)
+        told = error, None
+    if os.getpid() != pid:
+        _end_child(told[0])
+    attempt.has_ended = True
+    while attempt.lines is not None:
+        try:
+            await attempt.lines.close_tasks(attempt)
+            break
+        except asyncio.CancelledError:  # a cancel that came when the task had ended
+            continue
+    return told

@@ -11,8 +11,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from conductor_cli import outcomes, telemetry
 from conductor_cli import runner as running
-from conductor_cli import telemetry
 from conductor_cli.attempt import Abort, Attempt
 from conductor_cli.holding import Finished, Holding, SuspectLane
 from conductor_cli.models import HandedBack, is_suspect
@@ -278,7 +278,7 @@ class Timekeeper(PeriodicService):
         if now >= deadline + GRACE:
             task = self._worker.tasks.get(attempt.claimed.task)
             if task is not None:
-                self._worker.replace_stuck(slot, attempt, running.timed_out(task, attempt.claimed))
+                self._worker.replace_stuck(slot, attempt, outcomes.timed_out(task, attempt.claimed))
             return threading.TIMEOUT_MAX
         return self._ask(attempt, deadline + GRACE - now)
 

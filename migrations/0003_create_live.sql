@@ -55,7 +55,7 @@ create unique index live_dedupe on conductor.live (task, queue, dedupe_key)
 -- What an execution remembers from one attempt to the next: a row for each name it has used.
 -- Kind: s step, z sleep, c child it waits for, d child it has started, g children that belong
 -- together, w wait for an execution, e wait for an event. State: p not yet, then c completed,
--- f failed, k cancelled, t given up.
+-- f failed, k cancelled (s: cut off by the task's own code), t given up.
 create table conductor.ledger (
     execution_id uuid not null,
     child_id uuid,                         -- whose end it tells

@@ -49,9 +49,9 @@ def run(given: Given, task: str, text: str | None, as_json: bool) -> int:
 def _run(given: Given, config: Config, task: Task[..., Any], value: Any) -> Outcome:
     from conductor_cli.attempt import Attempt
     from conductor_cli.catalog import TaskSet
-    from conductor_cli.ledger import Unqueued
     from conductor_cli.orchestrator import state_of
     from conductor_cli.runner import EventLoop, Runner
+    from conductor_cli.unqueued import Unqueued
 
     claimed, limit = _claimed(task, value, config), config.tasks.max_payload
     with ExitStack() as stack:

@@ -114,7 +114,8 @@ RECORD: Final = Statement(
     sql="""
     -- The row is locked until the commit: a rescue cannot slip in between and have the step run
     -- a second time. Before the first entry it is marked, so that whoever ends the execution sees
-    -- what hangs on it. What has been recorded stays as it is, so that this may be sent twice.
+    -- what hangs on it. What has been recorded stays as it is, so that this may be sent twice;
+    -- only a step whose call the code cut off while it was being recorded becomes k.
     with marked as (
         update conductor.live set flags = flags | 2
         where id = %(id)s and token = %(token)s and state::text = 'x' and %(mark)s::bool
@@ -141,7 +142,7 @@ RECORD: Final = Statement(
         on conflict (execution_id, name) do update set
             state = excluded.state, until = excluded.until, ended_at = excluded.ended_at,
             failures = excluded.failures, value = excluded.value, error = excluded.error
-        where g.state = 'p' and g.kind = 's'
+        where g.kind = 's' and (g.state = 'p' or (g.state = 'c' and excluded.state = 'k'))
         returning until
     )
     select exists (select from held) as held, (

@@ -19,7 +19,7 @@ from conductor_cli.context import (
     Signal,
     TaskTimeout,
 )
-from conductor_cli.errors import Cancel, Released, Suspension
+from conductor_cli.errors import Cancelling, Released, Suspension
 from conductor_cli.models import Claimed
 
 ID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
@@ -53,7 +53,7 @@ def test_the_first_reason_stays() -> None:
     assert signal.set(Abort.CANCELLED, "first")
     assert not signal.set(Abort.TIMEOUT, "second")
     assert (signal.aborted, signal.reason, signal.wait()) == (True, Abort.CANCELLED, True)
-    with pytest.raises(Cancel, match="first"):
+    with pytest.raises(Cancelling, match="first"):
         signal.raise_if_aborted()
 
 
@@ -62,9 +62,9 @@ def test_the_first_reason_stays() -> None:
     [
         (Abort.SHUTDOWN, None, Released, "shutdown"),
         (Abort.LOST, None, Released, "lost"),
-        (Abort.CANCELLED, "no longer needed", Cancel, "no longer needed"),
+        (Abort.CANCELLED, "no longer needed", Cancelling, "no longer needed"),
         (Abort.TIMEOUT, None, TaskTimeout, "timed out"),
-        (Abort.TIMEOUT, "after 5 s", TimeoutError, "after 5 s"),
+        (Abort.TIMEOUT, "after 5 s", TaskTimeout, "after 5 s"),
     ],
 )
 def test_a_task_that_asks_leaves_as_it_was_told(

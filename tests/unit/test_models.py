@@ -87,6 +87,8 @@ SAMPLES = [
     errors.ChildCancelled(ID, "task", None),
     errors.ChildTimedOut(ID, "task"),
     errors.EventTimedOut("event"),
+    errors.StepTimedOut("step", 1.5),
+    errors.TimedOut("late"),
     errors.StepError("twice"),
 ]
 

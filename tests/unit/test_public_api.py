@@ -24,7 +24,7 @@ DOCUMENTED = {
     "ShutdownTimeout", "State", "Task", "TaskDefinitionError", "UnknownTask", "WorkerConfig",
     "cron", "task",
 }  # fmt: skip
-CONTROL = {"Cancel", "Fail", "Retry"}
+CONTROL = {"Cancel", "Fail", "Retry", "TaskTimeout"}
 HEAVY = {"psycopg", "psycopg_pool", "starlette", "uvicorn", "rich", "click", "prometheus_client"}
 
 
