@@ -102,6 +102,8 @@ class Ledger:
             raise self.suspending
         if attempt.stuck is not None:
             raise attempt.stuck
+        if self.unstorable is not None:
+            raise self.unstorable
         why = attempt.abort_reason
         if why is not None and (why is not Abort.SHUTDOWN or attempt.insisted):
             attempt.signal.raise_if_aborted()
