@@ -158,10 +158,11 @@ class Context(_Base[S]):
 
     def step(self, name: str | Step, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call ``fn`` and remember what it returns: once that is recorded, ``fn`` never runs
-        again in this execution, and later attempts are given the recorded result.
+        again in this execution, and later runs are given the recorded result.
 
         The result is decoded by the function's return annotation, the first time too. What it
-        raises is raised here; :class:`Step` in place of the name has it tried again by itself.
+        raises is raised here; once the task goes on to another call, that failure stands and is
+        raised again in later runs. :class:`Step` in place of the name has it tried again by itself.
         Raises StepError when a name is used twice, or the code is not what it was.
         """
         return cast("R", self._steps.run(calls.named(name), fn, partial(fn, *args, **kwargs)))
