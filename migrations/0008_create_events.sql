@@ -17,7 +17,8 @@ create table conductor.events (
     constraint events_pkey primary key (id)
 );
 
-create index events_seq on conductor.events (seq) where not dead;
+create index events_seq on conductor.events (seq);
+create index events_name on conductor.events (name, seq);
 
 -- Tasks that events start.
 create table conductor.triggers (

@@ -82,7 +82,7 @@ FAIL: Final = Statement(
         dead = %(refused)s and e.failures + 1 >= %(tries)s
     where e.id = any (array(
         select id from conductor.events
-        where not dead and coalesce(retry_at <= conductor.now(), true)
+        where seq > 0 and not dead and coalesce(retry_at <= conductor.now(), true)
         order by seq limit 1 for update skip locked))
     returning e.id, e.name, e.failures, e.dead
     """,
@@ -103,8 +103,8 @@ STUCK: Final = Statement(
         extract(epoch from conductor.now() - min(emitted_at))::float8 as oldest_seconds,
         (count(*) filter (where dead))::int as dead, max(error) as error
     from (select name, emitted_at, dead, error from conductor.events
-          where emitted_at <= conductor.now() - %(older)s * interval '1 second'
-          limit 10000) e
+          where seq > 0 and emitted_at <= conductor.now() - %(older)s * interval '1 second'
+          order by seq limit 10000) e
     group by name order by oldest_seconds desc
     """,
 )
@@ -118,9 +118,9 @@ def stuck(conn: Connection, older: float) -> list[StuckEvents]:
 SUBSCRIBE: Final = Statement(
     row=Recorded,
     sql="""
-    -- Which events came before: those that are there and not dispatched. The row keeps their
-    -- numbers, which mean the same after a restore into another cluster. Whoever emits after
-    -- this commit is dispatched by somebody who sees this row.
+    -- Which events came before: those of its name that are there and not dispatched. The
+    -- row keeps their numbers, which mean the same after a restore into another cluster. Whoever
+    -- emits after this commit is dispatched by somebody who sees this row.
     with marked as (
         update conductor.live set flags = flags | 2
         where id = %(id)s and token = %(token)s and state::text = 'x' and %(mark)s::bool
@@ -136,7 +136,7 @@ SUBSCRIBE: Final = Statement(
             execution_id, name, kind, state, created_at, about, branch, before, exact, tests)
         select h.id, %(name)s, 'e', 'p', conductor.now(), %(event)s, %(branch)s,
             (select range_agg(int8range(e.seq, e.seq, '[]')) from conductor.events e
-             where not e.dead and e.seq > 0),
+             where e.name = %(event)s),
             %(exact)s::text::jsonb, %(tests)s::text::jsonb
         from held h
         on conflict (execution_id, name) do nothing

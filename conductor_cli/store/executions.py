@@ -144,7 +144,7 @@ RETRY: Final = Statement(
             about, part_of, exact, tests, value, error,
             case when kind = 'e' and state = 'p' then (
                 select range_agg(int8range(e.seq, e.seq, '[]')) from conductor.events e
-                where not e.dead and e.seq > 0) end
+                where e.name = kept.about) end
         from kept order by seq
     ), past as (
         insert into conductor.attempts (

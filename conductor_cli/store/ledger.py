@@ -379,11 +379,12 @@ GIVE_UP: Final = Statement(
         -- finds the wait ended. Test: test_an_event_that_came_in_time_is_heard_after_the_deadline.
         select e.payload::json as payload
         from conductor.ledger w
-        join conductor.events e on e.name = w.about and e.emitted_at <= w.until and not e.dead
+        join conductor.events e on e.name = any (array[w.about])
+            and e.emitted_at <= w.until and not e.dead
             and not coalesce(w.before @> e.seq, false)
             and conductor.fits(e.payload, w.exact, w.tests)
         where w.execution_id = any (array[h.id]) and w.name = %(name)s and w.kind = 'e'
-        order by e.seq limit 1
+        order by array[e.seq] limit 1
     ) came on true
     where g.execution_id = any (array[h.id]) and g.state = 'p'
       and (g.name = %(name)s or g.part_of = %(name)s)
