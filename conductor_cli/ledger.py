@@ -123,6 +123,26 @@ class Ledger:
             raise error
         return entry
 
+    def ask_at_once(
+        self, line: Line, name: str, kind: str, about: str | None = None
+    ) -> tuple[bool, Entry | None]:
+        """As ``ask`` where that does not block: what is recorded is known, and nothing is to be
+        written first. Whether that was so. An asyncio task cannot be cut off meanwhile."""
+        if not self._lock.acquire(blocking=False):
+            return False, None
+        try:
+            if not self._is_loaded or name not in self.journal.recorded:
+                return False, None
+            if self.journal.rising(line, name):
+                return False, None
+            return True, self.ask(line, name, kind, about)
+        finally:
+            self._lock.release()
+
+    def load(self) -> None:
+        """Read what earlier runs have recorded, unless that has been done."""
+        self._loaded()
+
     def fail(self, line: Line, new: New, error: BaseException) -> None:
         """A named call has raised ``error``; ``new`` is written if the failure comes to stand."""
         self.journal.fail(Failure(new.name, new.kind, line, error, new))

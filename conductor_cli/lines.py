@@ -22,7 +22,7 @@ from conductor_cli.attempt import Abort, current
 from conductor_cli.journal import Line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import CodeType, FrameType
 
     from conductor_cli.attempt import Attempt
@@ -51,6 +51,7 @@ class Lines:
         )
         self._tasks: WeakKeyDictionary[asyncio.Task[Any], Line] = WeakKeyDictionary()
         self._threads: dict[tuple[int, int], tuple[FrameType, Line]] = {}
+        self._most_threads = 100
         self._lock = threading.Lock()
 
     def of_task(self, task: asyncio.Task[Any] | None, main: object) -> Line:
@@ -72,8 +73,18 @@ class Lines:
                 return known[1]
             line = Line(self._starter(ident), _ended_frame(ident, root))
             self._threads[key] = root, line
+            if len(self._threads) > self._most_threads:
+                self._forget_ended()
         _line.set((self, ident, line))
         return line
+
+    def _forget_ended(self) -> None:
+        """A pool may do a million pieces of work for one run: keep no frame of those done."""
+        living = set(map(id, _frames()))
+        self._threads = {
+            key: (root, line) for key, (root, line) in self._threads.items() if id(root) in living
+        }
+        self._most_threads = 2 * len(self._threads) + 100
 
     def _starter(self, ident: int) -> Line:
         inherited = _line.get()
@@ -186,6 +197,15 @@ def _ended_task(task: asyncio.Task[Any]) -> Callable[[], bool]:
         return alive is None or alive.done()
 
     return has_ended
+
+
+def _frames() -> Iterator[FrameType]:
+    """All frames that are being run in any thread."""
+    for top in sys._current_frames().values():
+        frame: FrameType | None = top
+        while frame is not None:
+            yield frame
+            frame = frame.f_back
 
 
 def _root(frame: FrameType) -> FrameType:

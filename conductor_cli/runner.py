@@ -131,6 +131,8 @@ class Runner:
                 given.conductor = self._awaitable
             task.binder.give(given, args, kwargs)
         if task.is_async:
+            if attempt.claimed.flags & Flag.HAS_LEDGER and task.binder.context is not None:
+                calls.opened(attempt, self._conductor).load()
             return self._loop.call(attempt, lambda: task.function(*args, **kwargs))
         attempt.code = getattr(task.function, "__code__", None)
         if self.timeout_of(attempt.claimed) is None:

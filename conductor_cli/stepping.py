@@ -120,7 +120,8 @@ class AsyncStepping:
         began = time.monotonic()
         try:
             with self._calls.sticking():
-                await self._do(found.begin)
+                if not found.begin_at_once():
+                    await self._do(found.begin)
                 if found.was_cut is not None:
                     await _cut_again(self._attempt, found)
                 with busy(found.line):

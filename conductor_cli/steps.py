@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from conductor_cli.journal import Line
     from conductor_cli.ledger import Ledger
     from conductor_cli.step import Step
+    from conductor_cli.store.ledger import Entry
 
 
 class StepCall:
@@ -41,7 +42,15 @@ class StepCall:
 
     def begin(self) -> None:
         """Ask what is recorded of it; raises the failure that stands."""
-        entry = self._ledger.ask(self.line, self.name, "s")
+        self._found(self._ledger.ask(self.line, self.name, "s"))
+
+    def begin_at_once(self) -> bool:
+        """As ``begin``, where that does not block; False: it would."""
+        asked, entry = self._ledger.ask_at_once(self.line, self.name, "s")
+        self._found(entry)
+        return asked
+
+    def _found(self, entry: Entry | None) -> None:
         if entry is None:
             return
         self._failures = entry.failures

@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
@@ -497,3 +498,48 @@ def test_the_context_tells_attempt_and_run(conductor: Conductor, start: Any) -> 
     ended = conductor.get(id)
     assert ended is not None
     assert (ended.attempt, ended.runs, ended.failures) == (2, 3, 1)
+
+
+def test_a_replay_is_not_cut_off_by_a_slow_database(
+    conductor: Conductor, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that is recorded returns at once: a timeout around it cannot come first."""
+    from conductor_cli.store import ledger as store
+
+    real, ran = store.load, []
+
+    def slow(*args: Any) -> Any:
+        time.sleep(0.4)
+        return real(*args)
+
+    monkeypatch.setattr(store, "load", slow)
+
+    @task(max_attempts=2, retry=[0])
+    async def work(ctx: AsyncContext) -> str:
+        try:
+            async with asyncio.timeout(0.3):
+                await ctx.step("quick", ran.append, 1)
+        except TimeoutError:
+            return "cut off"
+        if ctx.attempt == 1:
+            raise ValueError
+        return "in time"
+
+    start(work)
+    assert conductor.wait(conductor.invoke(work), timeout=15) == "in time"
+    assert ran == [1]
+
+
+def test_a_pool_with_many_pieces_of_work_keeps_no_frame_of_those_done(
+    conductor: Conductor, start: Any
+) -> None:
+    @task(max_attempts=1)
+    def work(ctx: Context) -> int:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda i: ctx.step(f"s-{i}", int, i), range(400)))
+        lines = ctx._attempt.lines
+        assert lines is not None
+        return len(lines._threads)
+
+    start(work)
+    assert conductor.wait(conductor.invoke(work), timeout=30) <= 130
