@@ -102,9 +102,18 @@ def _pgbouncer(url: str, mode: str) -> Iterator[int]:
         _wait(process, port)
         yield port
     finally:
-        process.send_signal(signal.SIGQUIT)
-        process.wait(15)
+        _end(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """At once: before 1.23 SIGTERM says so and SIGQUIT is unknown, from then on the reverse."""
+    for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL):
+        process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(3)
+            return
+    process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], port: int) -> None:
