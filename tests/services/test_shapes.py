@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,9 @@ from conductor_cli import (
     task,
 )
 from conductor_cli.errors import Suspension
+from conductor_cli.journal import Journal, Line
 from conductor_cli.models import Cancelled, Completed, Failed
+from conductor_cli.steps import StepCall
 from tests.support.lives import Broken, Crash, Lives, World, judge, lives
 
 ALWAYS = 10_000
@@ -496,6 +499,7 @@ async def a_gather(ctx: AsyncContext, w: World) -> Any:
     async def one(name: str) -> str:
         line = f"{name}{w.run}"
         w.start(line)
+        await asyncio.sleep(0.03 if name == "c" else 0)  # c begins when b has failed
         try:
             return await ctx.step(name, w.ado, name, line)
         finally:
@@ -542,8 +546,7 @@ async def a_group_of_what_stands(ctx: AsyncContext, w: World) -> Any:
 @shape("slow was cut", slow=0)
 async def a_timeout_around_a_step(ctx: AsyncContext, w: World) -> Any:
     async def slow() -> None:
-        w.do("slow")
-        await asyncio.sleep(30)
+        await w.hang("slow")
 
     try:
         async with asyncio.timeout(0.1):
@@ -558,8 +561,7 @@ async def a_timeout_around_a_step(ctx: AsyncContext, w: World) -> Any:
 @shape("slow was cut")
 async def a_step_cancelled_by_the_code(ctx: AsyncContext, w: World) -> Any:
     async def slow() -> None:
-        w.do("slow", f"s{w.run}")
-        await asyncio.sleep(30)
+        await w.hang("slow", f"s{w.run}")
 
     async def beside() -> None:
         w.start(f"s{w.run}")
@@ -581,11 +583,7 @@ async def a_step_cancelled_by_the_code(ctx: AsyncContext, w: World) -> Any:
 @shape("instead!")
 async def a_step_with_a_timeout(ctx: AsyncContext, w: World) -> Any:
     async def slow() -> None:
-        w.do("slow")
-        try:
-            await asyncio.sleep(30)
-        finally:
-            w.note("failed", "slow", "main")
+        await w.hang("slow")
 
     try:
         await ctx.step(Step("slow", timeout=0.05), slow)
@@ -644,8 +642,7 @@ async def a_step_error_in_a_branch(ctx: AsyncContext, w: World) -> Any:
 @shape("slow was cut")
 async def a_wait_for_around_a_step(ctx: AsyncContext, w: World) -> Any:
     async def slow() -> None:
-        w.do("slow", f"s{w.run}")
-        await asyncio.sleep(30)
+        await w.hang("slow", f"s{w.run}")
 
     w.start(f"s{w.run}")
     try:
@@ -655,6 +652,108 @@ async def a_wait_for_around_a_step(ctx: AsyncContext, w: World) -> Any:
         await ctx.step("instead", w.do, "instead")
         await ctx.sleep("nap", 60)
     return "slow was cut"
+
+
+@shape("went on", quick=ALWAYS)
+async def a_task_group_that_cuts_off_a_sibling(ctx: AsyncContext, w: World) -> Any:
+    async def slow(line: str) -> None:
+        await w.hang("slow", line)
+
+    async def quick(line: str) -> None:
+        await asyncio.sleep(0.05)
+        w.do("quick", line)
+
+    async def one(name: str, fn: Callable[[str], Any]) -> None:
+        line = f"{name}{w.run}"
+        w.start(line)
+        try:
+            await ctx.step(name, fn, line)
+        finally:
+            w.ended(line)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(one("slow", slow))
+            group.create_task(one("quick", quick))
+    except* Broken as errors:
+        w.caught("quick", errors.exceptions[0])
+    await ctx.step("instead", w.do, "instead")
+    await ctx.sleep("nap", 60)
+    await ctx.step("after", w.do, "after")
+    return "went on"
+
+
+@shape("quick!")
+async def the_first_of_two_wins(ctx: AsyncContext, w: World) -> Any:
+    async def slow(line: str) -> str:
+        w.do("slow", line)
+        await asyncio.sleep(30)
+        return "slow"
+
+    async def one(name: str, fn: Callable[[str], Any]) -> Any:
+        line = f"{name}{w.run}"
+        w.start(line)
+        try:
+            return await ctx.step(name, fn, line)
+        finally:
+            w.ended(line)
+
+    async def quick(line: str) -> str:
+        await asyncio.sleep(0.05)
+        return w.do("quick", line)
+
+    tasks = [asyncio.create_task(one("slow", slow)), asyncio.create_task(one("quick", quick))]
+    done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for each in left:
+        each.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    await ctx.step("then", w.do, "then")
+    await ctx.sleep("nap", 60)
+    return done.pop().result()
+
+
+@shape(lambda w: "cut off" if "slow" in w.stands else "in time")
+async def a_shielded_step_that_the_code_cancels(ctx: AsyncContext, w: World) -> Any:
+    async def slow() -> str:
+        await asyncio.sleep(0.2)
+        return w.do("slow")
+
+    try:
+        async with asyncio.timeout(0.1):
+            await ctx.step(Step("slow", shield=True), slow)
+    except TimeoutError:
+        await ctx.step("then", w.do, "then")
+        await ctx.sleep("nap", 60)
+        await ctx.step("after", w.do, "after")
+        return "cut off"
+    return "in time"
+
+
+@shape(["a!", "b!"], a=2)
+async def retries_inside_a_gather(ctx: AsyncContext, w: World) -> Any:
+    async def one(name: str) -> str:
+        return await ctx.step(Step(name, max_attempts=3, retry=[0]), w.ado, name, name)
+
+    return list(await asyncio.gather(one("a"), one("b")))
+
+
+@shape("two steps of one branch!", a=ALWAYS)
+async def a_branch_that_goes_on(ctx: AsyncContext, w: World) -> Any:
+    async def branch() -> str:
+        line = f"b{w.run}"
+        w.start(line)
+        try:
+            await ctx.step("a", w.ado, "a", line)
+        except Broken as error:
+            w.caught("a", error)
+            return await ctx.step("two steps of one branch", w.ado, "two steps of one branch", line)
+        finally:
+            w.ended(line)
+        return "none"
+
+    found = await asyncio.gather(branch())
+    await ctx.sleep("nap", 60)
+    return found[0]
 
 
 @shape("paid", pay=1)
@@ -705,10 +804,119 @@ def _check(given: Shape, living: Lives, crash_at: int | None) -> World:
     return world
 
 
-@pytest.mark.parametrize("name", [*PLAIN, *ASYNC])
-def test_a_shape_ends_as_the_contract_says_wherever_it_is_killed(living: Lives, name: str) -> None:
-    given = PLAIN.get(name) or ASYNC[name]
+def _at_every_boundary(given: Shape, living: Lives) -> None:
     whole = _check(given, living, None)
-    assert whole.boundaries > 1
     for boundary in range(whole.boundaries + 1):
         _check(given, living, boundary)
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *ASYNC])
+def test_a_shape_ends_as_the_contract_says_wherever_it_is_killed(living: Lives, name: str) -> None:
+    _at_every_boundary(PLAIN.get(name) or ASYNC[name], living)
+
+
+# ---------------------------------------------------------------- any code
+
+
+def _program(seed: int) -> tuple[Callable[..., Any], dict[str, int]]:
+    """A body of a plain task made by chance, and how often each of its effects fails."""
+    chance = random.Random(seed)
+    statements = [
+        (chance.choice(["step", "caught", "caught", "finally", "again", "sleep", "threads",
+                        "transact", "caught transact", "started"]), f"n{place}")
+        for place in range(chance.randint(2, 7))
+    ]  # fmt: skip
+    fails = {name: chance.choice([0, 0, 1, 2, ALWAYS]) for _, name in statements}
+    fails |= {f"{name}-{i}": chance.choice([0, 0, 1]) for _, name in statements for i in range(3)}
+
+    def body(ctx: Context, w: World) -> Any:
+        for kind, name in statements:
+            _state(ctx, w, kind, name)
+        return "ended"
+
+    return body, fails
+
+
+def _state(ctx: Context, w: World, kind: str, name: str) -> None:
+    def beside(i: int) -> None:
+        line = f"{name}-{i}-{w.run}"
+        w.start(line)
+        try:
+            ctx.step(f"{name}-{i}", w.do, f"{name}-{i}", line)
+        finally:
+            w.ended(line)
+
+    match kind:
+        case "step":
+            ctx.step(name, w.do, name)
+        case "again":
+            ctx.step(Step(name, max_attempts=3, retry=[0.01]), w.do, name)
+        case "sleep":
+            ctx.sleep(name, 60)
+        case "started":
+            ctx.start(name, good, {})
+        case "transact":
+            ctx.transact(name, lambda conn: w.do(name))
+        case "finally":
+            try:
+                ctx.step(name, w.do, name)
+            finally:
+                ctx.step(f"{name} over", w.do, f"{name} over")
+        case "threads":
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(beside, range(3)))
+        case _:
+            try:
+                if kind == "caught":
+                    ctx.step(name, w.do, name)
+                else:
+                    ctx.transact(name, lambda conn: w.do(name))
+            except Broken as error:
+                w.caught(name, error)
+
+
+@pytest.mark.parametrize("seeds", range(8))
+def test_any_code_keeps_the_promises_wherever_it_is_killed(living: Lives, seeds: int) -> None:
+    for seed in range(seeds * 10, seeds * 10 + 10):
+        body, fails = _program(seed)
+        made = Shape(body, lambda _: None, fails)
+
+        def lived(crash_at: int | None, made: Shape = made) -> tuple[Any, World]:
+            world = World(fails=dict(made.fails), crash_at=crash_at)
+            outcome, world = living.live(_tasks(made), world)
+            judge(world)
+            return outcome, world
+
+        whole = lived(None)[1]
+        chance = random.Random(seed)
+        for boundary in chance.sample(range(whole.boundaries), min(6, whole.boundaries)):
+            outcome, world = lived(boundary)
+            if isinstance(outcome, Failed):
+                told = outcome.error.message
+                assert "stands" in told or outcome.error.type.endswith("Broken"), (seed, world.log)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "planted", "seen_by"),
+    [
+        (Journal, "rising", lambda *_: [], "a_failure_that_stands_is_raised_again"),
+        (Journal, "rising", lambda *_: [], "a_caught_failure_before_a_wait"),
+        (Line, "heir", lambda line: line, "a_thread_whose_failure_is_caught"),
+        (
+            Journal,
+            "rising",
+            lambda book, line, name: [f for f in book._open if f.name != name],
+            "a_gather",
+        ),
+        (Journal, "end_by", lambda *_: None, "a_finally_that_goes_on"),
+        (StepCall, "cut", lambda *_: None, "a_step_cancelled_by_the_code"),
+    ],
+)
+def test_a_planted_defect_is_seen(
+    living: Lives, monkeypatch: pytest.MonkeyPatch, kind: type, name: str, planted: Any,
+    seen_by: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(kind, name, planted)
+    given = PLAIN.get(seen_by) or ASYNC[seen_by]
+    with pytest.raises(AssertionError):
+        _at_every_boundary(given, living)

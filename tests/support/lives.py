@@ -10,6 +10,7 @@ and nothing of how the package finds them: a shape names the line of each effect
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -104,6 +105,14 @@ class World:
     async def ado(self, name: str, line: str = "main") -> str:
         """The same, awaited."""
         return self.do(name, line)
+
+    async def hang(self, name: str, line: str = "main") -> None:
+        """An effect that only ends when it is cut off."""
+        self.do(name, line)
+        try:
+            await asyncio.sleep(30)
+        finally:
+            self.note("failed", name, line)
 
     def caught(self, name: str, error: BaseException) -> None:
         """The code has caught a failure of a named call."""
