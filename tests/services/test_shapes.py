@@ -505,7 +505,11 @@ async def a_gather(ctx: AsyncContext, w: World) -> Any:
         finally:
             w.ended(line)
 
-    return list(await asyncio.gather(*(one(name) for name in "abc")))
+    found = await asyncio.gather(*(one(name) for name in "abc"), return_exceptions=True)
+    for each in found:
+        if isinstance(each, BaseException):
+            raise each
+    return found
 
 
 @shape(["a!", None, "c!", "then!"], b=ALWAYS)
