@@ -168,6 +168,11 @@ class Journal(Generic[E, W]):
         """
         return self._found(error, set())
 
+    def forget(self) -> None:
+        """The run is over: keep no exception, nor what its traceback keeps."""
+        self._open.clear()
+        self._stands.clear()
+
     def _found(self, error: BaseException, seen: set[int]) -> tuple[str, str] | None:
         if id(error) in seen:
             return None

@@ -73,7 +73,9 @@ class Runner:
         finally:
             attempt.has_ended = True
             current.reset(before)
+        attempt.lines = None
         if attempt.ledger is not None:
+            attempt.ledger.journal.forget()
             attempt.ledger.give_back()
             if attempt.ledger.is_settled:
                 return outcome

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -543,3 +546,43 @@ def test_a_pool_with_many_pieces_of_work_keeps_no_frame_of_those_done(
 
     start(work)
     assert conductor.wait(conductor.invoke(work), timeout=30) <= 130
+
+
+def test_an_asyncio_task_with_a_context_of_its_own_outlives_the_task(
+    conductor: Conductor, start: Any
+) -> None:
+    kept: list[Any] = []
+
+    @task(max_attempts=1)
+    async def work(ctx: AsyncContext) -> str:
+        if not kept:
+            kept.append(asyncio.create_task(asyncio.sleep(60), context=contextvars.Context()))
+        return "done" if not kept[0].done() else "cancelled"
+
+    start(work)
+    for _ in range(2):
+        assert conductor.wait(conductor.invoke(work), timeout=10) == "done"
+    kept[0].get_loop().call_soon_threadsafe(kept[0].cancel)
+
+
+def test_what_has_ended_keeps_no_exception(conductor: Conductor, start: Any) -> None:
+    class Large:
+        pass
+
+    kept: list[Any] = []
+
+    def fails() -> None:
+        large = Large()
+        kept.append(weakref.ref(large))
+        raise OSError("no")
+
+    @task(max_attempts=1)
+    def work(ctx: Context) -> str:
+        with contextlib.suppress(OSError):
+            ctx.step("a", fails)
+        return str(ctx.step("b", str, "done"))
+
+    start(work)
+    assert conductor.wait(conductor.invoke(work), timeout=10) == "done"
+    gc.collect()
+    assert kept[0]() is None
