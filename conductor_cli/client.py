@@ -12,6 +12,7 @@ from conductor_cli import (
     catalog,
     context,
     database,
+    door,
     errors,
     payloads,
     registry,
@@ -62,7 +63,8 @@ class Conductor:
         self.database = database
         self.max_payload = max_payload
         self.timezone = timezone
-        self.ends = waiting.Ends(database)
+        self.door = door.Door(database)
+        self.ends = waiting.Ends(database, self.door)
         self._embedded: Embedded | None = None
         self._found: dict[str, tuple[float, definitions.Registered]] = {}
         self._makers: dict[Task[..., Any], Callable[[object], Row]] = {}  # of plain rows
@@ -130,7 +132,8 @@ class Conductor:
         """Bring the schema to the latest version. Raises SchemaTooNew, DatabaseUnavailable."""
         from conductor_cli import migrate
 
-        migrate.upgrade(self.database)
+        with self.door:
+            migrate.upgrade(self.database)
 
     def invoke(
         self,
@@ -155,7 +158,7 @@ class Conductor:
         if connection is not None:
             return sending.on_borrowed(connection, iter((row,)))[0]
         with context.shielded():
-            return sending.one_on_own(self.database, row)
+            return sending.one_on_own(self.door, row)
 
     def invoke_many(
         self,
@@ -174,7 +177,7 @@ class Conductor:
     def get(self, id: UUID) -> Execution | None:
         """The execution as it stands, or None."""
         with context.shielded():
-            return self.database.retrying(lambda conn: reports.get(conn, id))
+            return self.door.retrying(lambda conn: reports.get(conn, id))
 
     def list(
         self,
@@ -189,7 +192,7 @@ class Conductor:
         name = task.name if isinstance(task, Task) else task
         wanted = None if state is None else State(state)
         with context.shielded():
-            return self.database.retrying(
+            return self.door.retrying(
                 lambda conn: reports.list_executions(
                     conn, state=wanted, task=name, queue=queue, since=since, limit=limit
                 )
@@ -255,7 +258,7 @@ class Conductor:
         text = self.event_payload(event, payload)
         if connection is not None:
             return sending.event_on_borrowed(connection, event, text)
-        with context.shielded(), self.database.transaction() as conn:
+        with context.shielded(), self.door.transaction() as conn:
             return events.emit(conn, event, text)
 
     def cancel(self, id: UUID, reason: str | None = None) -> bool:
@@ -264,7 +267,7 @@ class Conductor:
         A pending one ends at once. A running one is asked to stop and becomes cancelled when it
         ends, however it ends.
         """
-        with context.shielded(), self.database.transaction() as conn:
+        with context.shielded(), self.door.transaction() as conn:
             return executions.cancel(conn, id, reason)
 
     def retry(self, id: UUID, restart: bool = False) -> bool:
@@ -273,7 +276,7 @@ class Conductor:
         Its steps are kept, unless it is to ``restart`` from its beginning. Whether there was one
         to retry.
         """
-        with context.shielded(), self.database.transaction() as conn:
+        with context.shielded(), self.door.transaction() as conn:
             return executions.retry(conn, id, restart=restart)
 
     def schedule(
@@ -301,7 +304,7 @@ class Conductor:
             timezone=timezone or self.timezone, missed=missed, limit=self.max_payload,
             queue_of=lambda known: self._find(known).queue,
         )  # fmt: skip
-        with context.shielded(), self.database.transaction() as conn:
+        with context.shielded(), self.door.transaction() as conn:
             return scheduling.save(conn, spec)
 
     def unschedule(self, task: Task[..., Any] | str, name: str) -> bool:
@@ -310,20 +313,20 @@ class Conductor:
         One that the task's triggers declare comes back when a server of the task starts.
         """
         task_name = task.name if isinstance(task, Task) else task
-        with context.shielded(), self.database.transaction() as conn:
+        with context.shielded(), self.door.transaction() as conn:
             return schedules.remove(conn, task_name, name)
 
     def pause(self, queue: str) -> bool:
         """Let nothing of a queue be claimed, by nobody, from the moment this returns until
         ``resume``. What runs goes on. Whether this changed anything."""
         registry.check_name("queue", queue)
-        with context.shielded(), self.database.transaction() as conn:
+        with context.shielded(), self.door.transaction() as conn:
             return queues.pause(conn, queue)
 
     def resume(self, queue: str) -> bool:
         """Let a paused queue go on, at once. Whether this changed anything."""
         registry.check_name("queue", queue)
-        with context.shielded(), self.database.transaction() as conn:
+        with context.shielded(), self.door.transaction() as conn:
             return queues.resume(conn, queue)
 
     def create_worker(
@@ -433,7 +436,7 @@ class Conductor:
         there = self._found.get(name)
         if there is not None and there[0] > time.monotonic():
             return there[1]
-        with self.database.connection() as conn:
+        with self.door.connection() as conn:
             found = definitions.find_task(conn, name)
             if found is None:
                 raise errors.UnknownTask(
@@ -449,7 +452,7 @@ class Conductor:
         if connection is not None:
             return sending.on_borrowed(connection, rows)
         with context.shielded():
-            return sending.on_own(self.database, rows)
+            return sending.on_own(self.door, rows)
 
     def _found_now(self, id: UUID) -> Execution:
         found = self.get(id)

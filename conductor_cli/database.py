@@ -24,7 +24,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
-from conductor_cli import errors, pooler
+from conductor_cli import driver_errors, errors, pooler
 from conductor_cli.config import redacted
 from conductor_cli.connections import CONNECT_TIMEOUT, Impatient, refuse_dead
 from conductor_cli.parameters import text as parameter_text
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 Connection = psycopg.Connection[Any]
 R = TypeVar("R")
+
+describe: Final = driver_errors.describe
 
 RECONNECT: Final = 2.0  # seconds after which the pool's pauses begin anew with the shortest
 PATIENCE: Final = 10.0  # seconds to wait for a pooled connection
@@ -55,17 +57,6 @@ _NETWORK: Final = {
 # Conditions that pass by themselves: serialization, deadlock, lock timeout, cancelled by the
 # administrator or by a shutdown, resources, connections, read-only after a failover.
 _TRANSIENT_STATES: Final = ("40001", "40P01", "55P03", "57014", "57P0", "53", "08", "25006")
-
-_REFUSALS: Final = (
-    "password authentication failed",
-    "no password supplied",
-    "no pg_hba.conf entry",
-    "authentication failed",
-    "no such database",  # these two are PgBouncer's words
-    "no such user",
-    '" does not exist',
-    "permission denied for database",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,29 +172,9 @@ def is_bad_value(error: BaseException) -> bool:
     return isinstance(error, psycopg.DataError) or (state or "").startswith(("22", "54"))
 
 
-def unavailable(error: BaseException, url: str) -> errors.DatabaseUnavailable:
+def unavailable(error: BaseException, url: str) -> errors.ConductorError:
     """The error a user should read in place of the driver's, without the password."""
-    text = _without_secrets(str(error).strip(), url)
-    where = describe(url)
-    if any(refusal in text for refusal in _REFUSALS):
-        return errors.CredentialsRefused(
-            f"Postgres at {where} refused the connection: {_reason(text)}. "
-            "Check the user, the password and the database's name in [database] url."
-        )
-    return errors.DatabaseUnavailable(
-        f"Postgres at {where} cannot be reached: {_reason(text)}. "
-        "Is it running, and are host and port in [database] url right?"
-    )
-
-
-def describe(url: str) -> str:
-    """Host, port, database and user of a URL, for people; never the password."""
-    try:
-        parts = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        return "(unreadable URL)"
-    host, port = parts.get("host", "localhost"), parts.get("port", "5432")
-    return f"{host}:{port}/{parts.get('dbname', '')} (user {parts.get('user', 'default')})"
+    return driver_errors.of_url(error, url)
 
 
 def of_own_kind(connection: object) -> Connection | None:
@@ -297,7 +268,7 @@ class Database:
                     lost = conn
                     return work(conn)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                if last or not is_transient(error):
+                if last or not is_transient(error) or is_hindered(error):
                     raise unavailable(error, self.url) from error
                 self.drop_dead()
         raise AssertionError("unreachable")
@@ -667,18 +638,3 @@ def _parsed(url: str) -> dict[str, Any]:
             "postgresql://user:password@host:port/database?sslmode=..., with special characters "
             "of the password written as %40"
         ) from None  # the reason may quote the password
-
-
-def _without_secrets(text: str, url: str) -> str:
-    try:
-        password = conninfo_to_dict(url).get("password")
-    except psycopg.ProgrammingError:
-        return text
-    return text.replace(str(password), "***") if password else text
-
-
-def _reason(text: str) -> str:
-    """The line that says why: Postgres's own verdict if there is one, else the first."""
-    lines = text.splitlines() or ["no reason given"]
-    verdicts = [line.partition("FATAL:")[2] for line in lines if "FATAL:" in line]
-    return (verdicts or lines)[0].strip().removesuffix(".")

@@ -8,8 +8,11 @@
     │   ├── TaskDefinitionError    a @task or one of its options is wrong; a module fails to import
     │   ├── UnknownTask            no task of that name (.name, .nearest)
     │   ├── PayloadError           a payload or a result does not fit, or cannot be stored
-    │   ├── DatabaseUnavailable    Postgres does not answer
-    │   │   └── CredentialsRefused Postgres answers, and refuses this user
+    │   ├── DatabaseUnavailable    Postgres cannot be asked, or cannot do it now
+    │   │   ├── CredentialsRefused it answers, and refuses user, password or database
+    │   │   ├── DatabaseBusy       a lock, a deadlock, a time limit: call again
+    │   │   └── DatabaseReadOnly   it takes no writes: a standby
+    │   ├── PermissionRefused      the role lacks a right on Conductor's tables
     │   ├── SchemaMissing          the database has no Conductor schema, or one too old
     │   ├── SchemaTooNew           the database is newer than this program
     │   ├── Duplicate              on_duplicate="raise" met the same key (.id)
@@ -97,11 +100,27 @@ class PayloadError(ConductorError):
 
 
 class DatabaseUnavailable(ConductorError):
-    """Postgres could not be reached, or went away and did not come back in time."""
+    """Postgres could not be reached, went away and did not come back in time, or cannot do now
+    what it was asked."""
 
 
 class CredentialsRefused(DatabaseUnavailable):
     """Postgres answered, and refused the user, the password or the database."""
+
+
+class DatabaseBusy(DatabaseUnavailable):
+    """Postgres answered and could not do it now: a lock, a deadlock, or a statement's time was up.
+
+    Nothing was changed. The same call may succeed a moment later.
+    """
+
+
+class DatabaseReadOnly(DatabaseUnavailable):
+    """Postgres answered and takes no writes: it is a standby, or set to be read-only."""
+
+
+class PermissionRefused(ConductorError):
+    """The role of the connection lacks a right; the message names the table or function."""
 
 
 class SchemaMissing(ConductorError):

@@ -209,7 +209,8 @@ class Ledger:
 
     def transact(self, new: Callable[[Connection], New]) -> None:
         """Write an entry, and all that is done on the connection, at once or not at all."""
-        loan = Loan(self.conductor.database)
+        with self.conductor.door:
+            loan = Loan(self.conductor.database)
         try:
             made = new(loan.connection)
             with self._lock, shielded():
@@ -242,7 +243,8 @@ class Ledger:
         self.check()
         with self._lock, shielded():
             if self.loan is None:
-                self.loan = Loan(self.conductor.database)
+                with self.conductor.door:
+                    self.loan = Loan(self.conductor.database)
             return self.loan.connection
 
     def give_back(self) -> None:
@@ -460,7 +462,7 @@ class Ledger:
                     return self.conductor.database.retrying(work)
             except Exception as error:
                 if not is_transient(error):
-                    raise
+                    raise self.conductor.door.told(error) from error
                 troubles += 1
                 telemetry.emit("database.lost", component="ledger", error=str(error).strip())
             self._attempt.signal.wait(backoff(troubles))

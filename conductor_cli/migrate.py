@@ -19,7 +19,7 @@ import psycopg
 
 from conductor_cli import pooler, telemetry
 from conductor_cli.database import Statement, unavailable
-from conductor_cli.errors import ConductorError, SchemaMissing, SchemaTooNew
+from conductor_cli.errors import ConductorError, PermissionRefused, SchemaMissing, SchemaTooNew
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -178,7 +178,7 @@ def upgrade(database: Database, *, breaking: bool = True) -> list[Migration]:
         with conn:
             return _apply_all(conn, breaking=breaking)
     except psycopg.errors.InsufficientPrivilege as error:
-        raise ConductorError(
+        raise PermissionRefused(
             f"The database role may not change the schema: {str(error).splitlines()[0]}. "
             "Run `conductor migrate` as its owner; `conductor migrate --sql` prints the SQL."
         ) from None

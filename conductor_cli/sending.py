@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from conductor_cli import borrowed, database
+from conductor_cli import borrowed, database, driver_errors
 from conductor_cli.invoking import Ids, Row, array, ids
 from conductor_cli.store import events, executions
 
@@ -14,55 +15,89 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from conductor_cli.borrowed import Rows
-    from conductor_cli.database import Connection, Database
+    from conductor_cli.database import Connection
+    from conductor_cli.door import Door
+
+_LENT: Final = driver_errors.Telling(driver_errors.LENT)
 
 PORTION: Final = 1000  # rows that travel together, while the next are made
 
 
-def on_own(database_: Database, rows: Iterator[Row]) -> Ids:
+def on_own(door: Door, rows: Iterator[Row]) -> Ids:
     """Send rows and commit. They are made while earlier ones are already on their way.
 
     A lost reply is recognised: the second try inserts nothing twice.
     """
     made: list[Row] = []
+    given = _apart(rows)
     tries = iter((_send, _send_again))
-    return database_.retrying(lambda conn: next(tries)(conn, rows, made))
+    with _theirs():
+        return door.retrying(lambda conn: next(tries)(conn, given, made))
 
 
-def one_on_own(database_: Database, row: Row) -> UUID:
+def one_on_own(door: Door, row: Row) -> UUID:
     """The same for a single row, which is what most calls send: a third of the work here."""
     tries = iter((_send_one, _send_one_again))
-    return database_.retrying(lambda conn: next(tries)(conn, row))
+    return door.retrying(lambda conn: next(tries)(conn, row))
+
+
+class _NotOurs(Exception):
+    """What the caller's own iterator of payloads has raised, on its way out."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@contextmanager
+def _theirs() -> Iterator[None]:
+    try:
+        yield
+    except _NotOurs as caught:
+        raise caught.error from caught.error.__cause__
+
+
+def _apart(rows: Iterator[Row]) -> Iterator[Row]:
+    """The same rows. An error of making them is not taken for one of sending them."""
+    try:
+        yield from rows
+    except Exception as error:
+        raise _NotOurs(error) from error
 
 
 def on_borrowed(connection: object, rows: Iterator[Row]) -> Ids:
     """Send rows in the transaction of a caller, who commits it or does not."""
     mine = database.of_own_kind(connection)
     if mine is not None:
-        return _send(mine, rows, [])
+        with _theirs(), _LENT:
+            return _send(mine, _apart(rows), [])
     made = list(rows)
-    statement, values = _borrowed(made)
-    return _ids(made, borrowed.execute(connection, statement, values))
+    with _LENT:
+        statement, values = _borrowed(made)
+        return _ids(made, borrowed.execute(connection, statement, values))
 
 
 async def on_borrowed_async(connection: object, rows: Sequence[Row]) -> Ids:
     """The same on an asynchronous connection."""
     statement, values = _borrowed(rows)
-    return _ids(rows, await borrowed.execute_async(connection, statement, values))
+    with _LENT:
+        return _ids(rows, await borrowed.execute_async(connection, statement, values))
 
 
 def event_on_borrowed(connection: object, event: str, payload: str) -> UUID:
     """Emit an event in the transaction of a caller; ``payload`` is JSON text."""
     mine = database.of_own_kind(connection)
-    if mine is not None:
-        return events.emit(mine, event, payload)
-    return UUID(str(borrowed.execute(connection, events.LENT, (event, payload))[0][0]))
+    with _LENT:
+        if mine is not None:
+            return events.emit(mine, event, payload)
+        return UUID(str(borrowed.execute(connection, events.LENT, (event, payload))[0][0]))
 
 
 async def event_on_borrowed_async(connection: object, event: str, payload: str) -> UUID:
     """The same on an asynchronous connection."""
-    rows = await borrowed.execute_async(connection, events.LENT, (event, payload))
-    return UUID(str(rows[0][0]))
+    with _LENT:
+        rows = await borrowed.execute_async(connection, events.LENT, (event, payload))
+        return UUID(str(rows[0][0]))
 
 
 def _borrowed(rows: Sequence[Row]) -> tuple[str, Sequence[object]]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from conductor_cli.database import Database
+    from conductor_cli.door import Door
     from conductor_cli.models import Execution
     from conductor_cli.registry import Task
 
@@ -48,8 +49,8 @@ OUTAGE: Final = 30.0  # seconds without the database that those who wait do not 
 class Ends:
     """Tells of ends, to any number of threads and event loops. One for each client."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, door: Door) -> None:
+        self._database, self._door = database, door
         self._lock = threading.Lock()
         self._lookout: Lookout | None = None
         self._pid = 0
@@ -74,7 +75,7 @@ class Ends:
             if self._pid != os.getpid():  # a fork has no threads
                 self._lookout, self._pid = None, os.getpid()
             while self._lookout is None or not self._lookout.add(id, future):
-                self._lookout = Lookout(self._database)
+                self._lookout = Lookout(self._database, self._door)
                 self._lookout.start()
         return future
 
@@ -169,9 +170,9 @@ class Awaited:
 class Lookout(Service):
     """The thread. Ends by itself when nobody has waited for a while."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, door: Door) -> None:
         super().__init__("waiting", on_death=lambda _, error: self._fail(error))
-        self._database = database
+        self._database, self._door = database, door
         self._lock = threading.Lock()
         self._awake = threading.Event()
         self._awaited: dict[UUID, Awaited] = {}
@@ -292,10 +293,11 @@ class Lookout(Service):
         with self._lock:
             ids = list(self._awaited)
             self._is_over = self._is_over or not is_transient(error)
+        told = self._door.told(error)
         for each in ids:
             for future in self._taken(each):
                 if future.set_running_or_notify_cancel():
-                    future.set_exception(error)
+                    future.set_exception(told)
 
     def _taken(self, id: UUID) -> Sequence[Future[None]]:
         with self._lock:

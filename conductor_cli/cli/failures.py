@@ -27,6 +27,7 @@ def report(error: Exception, *, debug: bool) -> int:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return BAD_USAGE
+    error = _told(error)
     for line in lines(error):
         output.tell(f"Error: {output.plain(telemetry.redact(line))}")
     return exit_code(error)
@@ -58,7 +59,7 @@ def exit_code(error: Exception) -> int:
             return SCHEMA_TOO_NEW
         case errors.ShutdownTimeout():
             return CUT_SHORT
-        case errors.DatabaseUnavailable():
+        case errors.DatabaseUnavailable() if not isinstance(error, errors.DatabaseBusy):
             return UNREACHABLE
         case (
             errors.ConfigError()
@@ -68,6 +69,17 @@ def exit_code(error: Exception) -> int:
         ):
             return BAD_USAGE
     return WORK_FAILED
+
+
+def _told(error: Exception) -> Exception:
+    """The error, or what it means where a driver raised it."""
+    if isinstance(error, errors.ConductorError | click.ClickException):
+        return error
+    from conductor_cli import driver_errors
+
+    if not driver_errors.is_of_driver(error):
+        return error
+    return driver_errors.told(error, "the database")
 
 
 def _usage(error: click.UsageError) -> str:

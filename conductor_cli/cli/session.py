@@ -59,7 +59,7 @@ def located(settings: Config, tell: Callable[[str], None] | None = None) -> Iter
 def client(given: Given) -> Iterator[Conductor]:
     """A client, ready to use. Raises SchemaMissing, SchemaTooNew, DatabaseUnavailable."""
     asked = settings(given)
-    with located(asked) as found, Conductor.from_config(found) as conductor:
+    with located(asked) as found, Conductor.from_config(found) as conductor, conductor.door:
         reach(conductor.database)
         if asked.database.url == EMBEDDED:
             migrate.upgrade(conductor.database, breaking=False)  # nobody else's schema

@@ -90,6 +90,9 @@ SAMPLES = [
     errors.StepTimedOut("step", 1.5),
     errors.TimedOut("late"),
     errors.StepError("twice"),
+    errors.DatabaseBusy("locked"),
+    errors.DatabaseReadOnly("a standby"),
+    errors.PermissionRefused("not on live"),
 ]
 
 
