@@ -271,9 +271,9 @@ class Pump(PeriodicService):
                     self._again(_flagged(each, Cancelled(None)))
                 case "cancelled":
                     self._again(_flagged(each, each.outcome))
-                case "recorded" if isinstance(each.outcome, Suspended):
+                case "released" | "recorded" if isinstance(each.outcome, Suspended):
                     self._tell_suspended([each])
-                case "recorded" if isinstance(each.outcome, (Retrying, HandedBack)):
+                case "released" | "recorded" if isinstance(each.outcome, (Retrying, HandedBack)):
                     self._tell_requeued([each])
                 case "recorded":
                     self._tell([each])
@@ -290,8 +290,7 @@ class Pump(PeriodicService):
         self._holding.again(finished)
 
     def _reconcile(self, conn: Connection) -> None:
-        tokens = self._holding.known_tokens()
-        lost = claims.reconcile(conn, self._owner, self._queue, tokens)
+        lost = claims.reconcile(conn, self._owner, self._queue, self._holding.known_tokens)
         if lost:
             telemetry.emit("executions.reconciled", count=lost, queue=self._queue)
 

@@ -24,7 +24,7 @@ from conductor_cli.models import (
 from conductor_cli.parameters import array, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Sequence
     from datetime import datetime
 
 
@@ -318,7 +318,8 @@ def requeue(conn: Connection, given: Sequence[Requeued]) -> set[UUID]:
 
 class Verdict(msgspec.Struct, frozen=True):
     """Why a write did not hold its row: ``locked``, ``cancelled``, ``flagged`` (its end concerns
-    more than itself), ``recorded`` or ``stale``."""
+    more than itself), ``recorded`` (it has ended), ``released`` (this claim has given it back) or
+    ``stale``."""
 
     id: UUID
     verdict: str
@@ -327,13 +328,14 @@ class Verdict(msgspec.Struct, frozen=True):
 INSPECT: Final = Statement(
     row=Verdict,
     sql="""
-    -- Reads only. A row of this claim that is no longer running, or is in history with this
-    -- token, was written by an earlier try whose reply was lost.
+    -- Reads only. A row that is in history with this token was ended by an earlier try whose reply
+    -- was lost. A live row with this token that no longer runs was given back by such a try: an end
+    -- has not been recorded there.
     select o.id, case
         when l.token = o.token and l.state = 'x' and l.flags & 1 <> 0 then 'cancelled'
         when l.token = o.token and l.state = 'x' and l.flags & ~9 <> 0 then 'flagged'
         when l.token = o.token and l.state = 'x' then 'locked'
-        when l.token = o.token then 'recorded'
+        when l.token = o.token then 'released'
         when 0 < (select count(*) from conductor.history h where h.id = o.id and h.token = o.token)
             then 'recorded'
         else 'stale' end as verdict
@@ -390,22 +392,36 @@ def promote(conn: Connection, queue: str, limit: int) -> Promoted:
     return PROMOTE.only(conn, queue=queue, limit=limit)
 
 
+UNKNOWN: Final = Statement(
+    row=int,
+    sql="""
+    -- Reads only: tokens of this server's running rows that are not among those it knows.
+    select distinct token from conductor.live
+    where owner = %(owner)s and state = 'x' and queue = %(queue)s
+      and not (token = any (%(tokens)s))
+    """,
+)
+
 RECONCILE: Final = Statement(
     row=int,
     sql="""
-    -- What the database says this server runs and it does not: the reply to a claim was lost.
-    -- Rows it does run are excluded by their tokens, which only it has made. One that is to be
-    -- cancelled is ended: nobody else will. What somebody else has locked is left for the next
-    -- time.
+    -- The race: a pump looks for lost claims, and the worker's other pump claims meanwhile. The new
+    -- rows would be given back while they run. Only rows with a token that was lost are given back:
+    -- UNKNOWN has seen it in the table, and after that the worker did not know it; no claim ever
+    -- uses it again, so this may also arrive late. The row loses the token: who names it later is
+    -- told that the claim is stale. Test: test_a_planted_defect_is_found.
+    --
+    -- A row that is to be cancelled is ended: nobody else will. What somebody else has locked is
+    -- left for the next time.
     with lost as materialized (
         select id, flags from conductor.live
         where owner = %(owner)s and state = 'x' and queue = %(queue)s
-          and not (token = any (%(tokens)s))
+          and token = any (%(lost)s)
         order by array[id]
         for update skip locked
     ), back as (
         update conductor.live l set
-            state = 'r', run_at = conductor.now(), owner = null, runs = l.runs - 1
+            state = 'r', run_at = conductor.now(), owner = null, token = null, runs = l.runs - 1
         from lost where l.id = any (array[lost.id]) and lost.flags & 1 = 0
     )
     select (select count(*) from lost)::int
@@ -414,9 +430,18 @@ RECONCILE: Final = Statement(
 )
 
 
-def reconcile(conn: Connection, owner: UUID, queue: str, tokens: Sequence[int]) -> int:
-    """Give back claims of this server in this queue whose tokens it does not know."""
-    return RECONCILE.only(conn, owner=owner, queue=queue, tokens=tokens)
+def reconcile(
+    conn: Connection, owner: UUID, queue: str, known: Callable[[], Collection[int]]
+) -> int:
+    """Give back claims of this server in this queue whose tokens it does not know.
+
+    ``known`` is asked twice: before the database is, and again about what that has found.
+    """
+    unknown = UNKNOWN.all(conn, owner=owner, queue=queue, tokens=list(known()))
+    lost = set(unknown).difference(known()) if unknown else None
+    if not lost:
+        return 0
+    return RECONCILE.only(conn, owner=owner, queue=queue, lost=list(lost))
 
 
 def encode_error(error: ExecutionError | None) -> str | None:

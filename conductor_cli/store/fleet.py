@@ -64,7 +64,7 @@ LEAVE: Final = Statement(
         for update skip locked
     ), returned as (
         update conductor.live l set
-            state = 'r', run_at = conductor.now(), owner = null, runs = l.runs - 1
+            state = 'r', run_at = conductor.now(), owner = null, token = null, runs = l.runs - 1
         from held h where l.id = any (array[h.id])
         returning l.queue, l.rank
     ), told as materialized (

@@ -12,10 +12,13 @@ import pytest
 from conductor_cli.database import Statement
 from conductor_cli.holding import Holding
 from conductor_cli.store import claims, definitions, executions, fleet
-from tests.support.interleaving.drama import Broken, Theatre, opened
+from tests.support.interleaving.drama import PUMPS, Broken, Theatre, opened
 
 if TYPE_CHECKING:
-    from conductor_cli.database import Database
+    from collections.abc import Callable, Collection
+    from uuid import UUID
+
+    from conductor_cli.database import Connection, Database
 
 SEEDS: Final = 1000
 
@@ -40,10 +43,9 @@ DEFECTS: Final = {
         "state in ('s', 'w')",
     ),
     "a server takes back what it runs": (
-        claims, "RECONCILE", "and not (token = any (%(tokens)s))", "",
+        claims, "RECONCILE", "and token = any (%(lost)s)", "and token = any (%(lost)s) is not null",
     ),
-    "a server takes back what others run": (claims, "RECONCILE", "owner = %(owner)s and", ""),
-    "a lost reply is never reconciled": (claims, "RECONCILE", "owner = %(owner)s", "false"),
+    "a lost reply is never reconciled": (claims, "UNKNOWN", "owner = %(owner)s", "false"),
     "a tick is made without compare-and-set": (
         definitions, "TICK", "and next_at = %(expected)s", "",
     ),
@@ -83,8 +85,7 @@ def test_a_planted_defect_is_found(
 ) -> None:
     room, name, was, becomes = DEFECTS[defect]
     sound: Statement[Any] = getattr(room, name)
-    assert was in sound.sql, "the statement has changed: plant the defect anew"
-    monkeypatch.setattr(room, name, Statement(sound.row, sound.sql.replace(was, becomes)))
+    monkeypatch.setattr(room, name, planted(sound, was, becomes))
     first = FIRST.get(defect, 0)
     with opened(database, monkeypatch) as theatre:
         seeds = (*range(first, SEEDS), *range(first))
@@ -103,9 +104,44 @@ def test_outcomes_that_are_kept_twice_after_a_failure_are_found(
         assert any(is_broken(theatre, seed) for seed in seeds), f"not found by {SEEDS} seeds"
 
 
-def is_broken(theatre: Theatre, seed: int) -> bool:
+def test_a_server_that_takes_back_what_others_run_is_found(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("UNKNOWN", "RECONCILE"):
+        sound: Statement[Any] = getattr(claims, name)
+        monkeypatch.setattr(claims, name, planted(sound, "owner = %(owner)s and", ""))
+    with opened(database, monkeypatch) as theatre:
+        assert any(is_broken(theatre, seed) for seed in range(SEEDS)), "not found"
+
+
+def test_a_worker_that_takes_back_what_its_other_pump_has_just_claimed_is_found(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = claims.reconcile
+
+    def asks_once(
+        conn: Connection, owner: UUID, queue: str, known: Callable[[], Collection[int]]
+    ) -> int:
+        before = list(known())
+        return sound(conn, owner, queue, lambda: before)
+
+    monkeypatch.setattr(claims, "reconcile", asks_once)
+    with opened(database, monkeypatch, PUMPS) as theatre:
+        assert any(is_broken(theatre, seed) for seed in range(SEEDS)), "not found"
+        monkeypatch.setattr(claims, "RECONCILE", planted(claims.RECONCILE, ", token = null", ""))
+        monkeypatch.setattr(claims, "INSPECT", planted(claims.INSPECT, "'released'", "'recorded'"))
+        seeds = (seed for seed in range(SEEDS) if is_broken(theatre, seed, "more results accepted"))
+        assert next(seeds, None) is not None, "not found"
+
+
+def planted(sound: Statement[Any], was: str, becomes: str) -> Statement[Any]:
+    assert was in sound.sql, "the statement has changed: plant the defect anew"
+    return Statement(sound.row, sound.sql.replace(was, becomes))
+
+
+def is_broken(theatre: Theatre, seed: int, how: str = "") -> bool:
     try:
         theatre.play(seed)
-    except Broken:
-        return True
+    except Broken as broken:
+        return how in str(broken)
     return False

@@ -313,7 +313,7 @@ def test_a_hand_back_that_was_recorded_is_told_apart_from_a_stale_one(conn: Conn
     back = Requeued(claimed.id, claimed.token, HandedBack(0))
     assert claims.requeue(conn, [back]) == {claimed.id}
     assert claims.requeue(conn, [back]) == set()
-    assert verdict(conn, claimed) == "recorded"
+    assert verdict(conn, claimed) == "released"
     claim_one(conn)
     assert claims.requeue(conn, [back]) == set()
     assert verdict(conn, claimed) == "stale"

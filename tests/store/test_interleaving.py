@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from tests.support.interleaving.drama import Theatre, opened
+from tests.support.interleaving.drama import PUMPS, Theatre, opened
 from tests.support.postgres import Flavours, Server
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from conductor_cli.database import Database
 
 SEEDS: Final = 1000
+SEEDS_OF_PUMPS: Final = 200
 BLOCK: Final = 50
 GIVEN: Final = os.environ.get("CONDUCTOR_TEST_SEED")
 BLOCKS: Final = [[int(GIVEN)]] if GIVEN else [range(n, n + BLOCK) for n in range(0, SEEDS, BLOCK)]
@@ -48,6 +49,15 @@ def test_no_interleaving_breaks_a_promise(
     mine = FLAVOURS.index(request.node.callspec.params["postgres"])
     for seed in seeds if GIVEN else seeds[mine :: len(FLAVOURS)]:
         theatre.play(seed)
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS_OF_PUMPS, BLOCK))
+def test_no_interleaving_of_two_busy_pumps_breaks_a_promise(
+    database: Database, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    with opened(database, monkeypatch, PUMPS) as theatre:
+        for seed in range(first, first + BLOCK):
+            theatre.play(seed)
 
 
 def test_a_seed_plays_the_same_again(theatre: Theatre) -> None:

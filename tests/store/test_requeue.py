@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from conductor_cli.models import ExecutionError, HandedBack, Retrying
-from conductor_cli.store import claims, executions
+from conductor_cli.store import claims, executions, fleet
 from conductor_cli.store.claims import Promoted, Requeued
 from tests.support.sessions import Ears, at_once, background, wait_until_blocked
 from tests.support.store import (
@@ -25,6 +25,7 @@ from tests.support.store import (
     finish,
     finished,
     history,
+    join,
     live,
     register,
     running,
@@ -224,7 +225,7 @@ def test_a_claim_whose_reply_was_lost_is_given_back(conn: Connection, clock: Clo
     conn.execute("update conductor.live set queue = 'p' where id = %s", [elsewhere.id])
     theirs = running(conn)
     now = clock.stop()
-    assert claims.reconcile(conn, mine, "q", [known.token]) == 1
+    assert claims.reconcile(conn, mine, "q", lambda: [known.token]) == 1
     row = live(conn, lost.id)
     assert (row.state, row.owner, row.runs, row.crashes) == ("r", None, 0, 0)
     assert row.run_at == now
@@ -237,14 +238,46 @@ def test_a_lost_claim_that_is_to_be_cancelled_is_ended(conn: Connection) -> None
     mine = uuid4()
     lost, plain = running(conn, mine), running(conn, mine)
     executions.cancel(conn, lost.id, "why")
-    assert claims.reconcile(conn, mine, "q", []) == 2
+    assert claims.reconcile(conn, mine, "q", list) == 2
     row = history(conn, lost.id)
     assert (row.state, row.error["message"]) == ("k", "why")
     assert live(conn, plain.id).state == "r"
 
 
+def test_what_was_taken_back_or_left_has_no_token_by_which_an_end_could_be_recorded(
+    conn: Connection,
+) -> None:
+    mine = join(conn)
+    taken = running(conn, mine)
+    assert claims.reconcile(conn, mine, "q", list) == 1
+    assert live(conn, taken.id).token is None
+    assert finish(conn, end(taken)).missing == [taken.id]
+    assert verdict(conn, taken) == "stale"
+    assert claim_one(conn, mine).id == taken.id
+    fleet.leave(conn, mine)
+    assert live(conn, taken.id).token is None
+
+
+def test_a_claim_that_is_known_by_the_time_the_database_has_answered_is_not_given_back(
+    conn: Connection,
+) -> None:
+    mine = uuid4()
+    claimed = running(conn, mine)
+    answers = iter([[], [claimed.token]])
+    assert claims.reconcile(conn, mine, "q", lambda: next(answers)) == 0
+    assert live(conn, claimed.id).state == "x"
+
+
+def test_an_end_is_not_recorded_where_the_row_is_pending_with_its_token(conn: Connection) -> None:
+    claimed = running(conn)
+    requeue(conn, back(claimed, HandedBack(0)))
+    assert finish(conn, end(claimed)).missing == [claimed.id]
+    assert verdict(conn, claimed) == "released"
+    assert live(conn, claimed.id).state == "r"
+
+
 def test_there_is_mostly_nothing_to_reconcile(conn: Connection) -> None:
-    assert claims.reconcile(conn, uuid4(), "q", [1, 2]) == 0
+    assert claims.reconcile(conn, uuid4(), "q", lambda: [1, 2]) == 0
 
 
 # ── Retry of the ended ──────────────────────────────────────────────────────────────────────

@@ -121,7 +121,7 @@ def test_a_worker_needs_no_rights_on_the_schema_itself(
     done = exchange(conn, [end(first), end(second), end(third, BROKEN, None)], owner=mine)
     assert (done.missing, done.cancelled) == ([], [second.id])
     claims.requeue(conn, [Requeued(fourth.id, fourth.token, HandedBack(0))])
-    assert claims.reconcile(conn, mine, "q", []) == 2
+    assert claims.reconcile(conn, mine, "q", list) == 2
     again = claim(conn, mine)
     claims.requeue(conn, [Requeued(c.id, c.token, Retrying(5, None, counts=True)) for c in again])
     executions.hasten(conn, ["q"], ["t"])

@@ -62,7 +62,7 @@ def _lose_a_cancelled_one(conn: Connection, id: UUID) -> None:
     owner = uuid4()
     assert claim_one(conn, owner).id == id
     assert executions.cancel(conn, id, None)
-    assert claims.reconcile(conn, owner, "q", []) == 1
+    assert claims.reconcile(conn, owner, "q", list) == 1
 
 
 @pytest.mark.parametrize("way", [_cancel, _crash, _lose_a_cancelled_one])

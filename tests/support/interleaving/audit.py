@@ -183,6 +183,8 @@ class Verdict:
             life = self.lives.get(claimed.id, nothing)
             if life.claims.get(claimed.token) != self._servers[server]:
                 self.breach("ran what it had not claimed", claimed, server)
+            if claimed.token in life.taken_back:
+                self.breach("taken back by its own server, which ran it", claimed, server)
 
     def _judge_stale(self, id: UUID, attempt: int, server: str) -> None:
         """A server loses a claim only by being declared dead.
@@ -204,6 +206,7 @@ class Life:
     def __init__(self, verdict: Verdict) -> None:
         self.claims: dict[int, UUID] = {}
         self.settled: set[tuple[UUID | None, int]] = set()  # by whom, in which attempt
+        self.taken_back: set[int | None] = set()  # tokens of claims whose reply was lost
         self.ends = self.cancels = self.retries = 0
         self.is_tick = False
         self.task = ""
@@ -302,6 +305,8 @@ class Life:
         mine = self._verdict.is_by(old.owner, row)
         if mine and (attempts, failures, crashes) in ((0, 0, 0), (0, 1, 0), (-1, 0, 0)):
             self.settled.add((old.owner, old.runs))
+            if row.token is None and not row.who.endswith(".stop"):
+                self.taken_back.add(old.token)
             return
         self._expect(
             not self._verdict.is_in_fleet(old.owner, row), "taken from the living", old, row

@@ -41,7 +41,7 @@ from conductor_cli.store import executions
 from tests.support.interleaving.net import Net, moment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from conductor_cli.service import PeriodicService, Service
     from tests.support.interleaving.net import Sessions
@@ -82,7 +82,9 @@ class Told:
 class Server:
     """One server process."""
 
-    def __init__(self, stage: Stage, sessions: Sessions, name: str, told: Told) -> None:
+    def __init__(
+        self, stage: Stage, sessions: Sessions, name: str, told: Told, pumps: Sequence[int]
+    ) -> None:
         self.name, self.id = name, UUID(int=stage.chance.getrandbits(128), version=4)
         self.net = Net(stage, sessions, name)
         self.zombie = False  # its scheduler takes no notice of the end of its term
@@ -91,7 +93,7 @@ class Server:
         lane = SuspectLane()
         config = WorkerConfig(concurrency=SLOTS, poll_interval=8.0)
         self.holding = Holding(config, lambda: False, _is_suspect, lane)
-        self._pumps = [self._pump(n) for n in range(1, stage.chance.choice([2, 2, 3]))]
+        self._pumps = [self._pump(n) for n in range(1, stage.chance.choice(pumps) + 1)]
         self.holding.wakers = [self._pumps[0].wake, self._pumps[-1].wake]
         self._rescuer = Rescuer(self.net, on_death=_ignore)
         self._scheduler = JobScheduler(self.net, on_death=_ignore)
@@ -154,6 +156,7 @@ class Server:
             outcome = self._outcome(claimed)
             self._stage.note("has run", (claimed.id, outcome))
             self.holding.finish(Finished(claimed, outcome, self._stage.now - began))
+            self._pumps[-1].wake()  # under load all of them are at it
 
     def _outcome(self, claimed: Claimed) -> Outcome:
         if not self.holding.is_claiming:
@@ -213,12 +216,15 @@ class Client:
     ) -> None:
         self.net = Net(stage, sessions, name)
         self._stage, self._told, self._hint = stage, told, hint
+        self.rush = 0
         self.fiber = stage.spawn(name, name, self._act)
 
     def _act(self) -> None:
         chance = self._stage.chance
         acts = [self._invoke] * 4 + [self._invoke_in_transaction] * 2
         acts += [self._cancel] * 3 + [self._retry] * 2
+        if self.rush:
+            self._invoke_many(self.rush)
         for _ in range(chance.randint(2, 4)):
             self._stage.wait(chance.choice([0.0, 0.3, 1.0, 2.0]))
             try:
@@ -270,6 +276,18 @@ class Client:
     def _answered(self, id: UUID, met: list[executions.Met]) -> None:
         self._told.invoked[id] = "met" if met else "done"
         self._told.met += [each.met for each in met]
+
+    def _invoke_many(self, count: int) -> None:
+        """A pile of work, so that a server's pumps are all busy for a while."""
+        specs: dict[UUID, dict[str, Any]] = {}
+        for _ in range(count):
+            id = UUID(int=self._stage.chance.getrandbits(128), version=4)
+            specs[id] = {"id": str(id), "task": "kept", "queue": QUEUE, "rank": 0, "payload": {}}
+            self._told.invoked[id] = "sent"
+        with suppress(psycopg.OperationalError), self.net.connection() as conn:
+            executions.enqueue(conn, json.dumps(list(specs.values())), recheck=False)
+            self._told.invoked.update(dict.fromkeys(specs, "done"))
+        self._hint()
 
     def _invoke_in_transaction(self) -> None:
         id, spec = self._spec()

@@ -10,7 +10,16 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from conductor_cli import catalog, holding, leadership, pump, service, signals, telemetry
+from conductor_cli import (
+    catalog,
+    holding,
+    leadership,
+    pump,
+    scheduler,
+    service,
+    signals,
+    telemetry,
+)
 from conductor_cli.models import ScheduleSpec
 from conductor_cli.store import definitions
 from tests.support.interleaving import audit
@@ -20,7 +29,7 @@ from tests.support.interleaving.stage import Stage
 from tests.support.statements import all_statements
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
     import pytest
@@ -39,6 +48,39 @@ SCHEDULE: Final = ScheduleSpec(
     task="kept", name="often", queue=QUEUE, expression="*/6 * * * * *", timezone="UTC",
     missed="all", payload="{}",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plot:
+    """What a seed is about.
+
+    ``servers``, ``pumps``: how many, one of these by chance; ``trouble``, ``slowness``,
+    ``lateness``: of a server's network; ``strikes``: how likely something befalls a server at a
+    step; ``rush``: how many executions each client begins with; ``many``: see holding.MANY.
+    """
+
+    servers: Sequence[int] = (2, 2, 2, 3)
+    pumps: Sequence[int] = (1, 1, 2)
+    trouble: float = 0.05
+    slowness: float = 0.15
+    lateness: float = 0.0
+    strikes: float = 0.03
+    rush: int = 0
+    many: int = holding.MANY
+
+
+PLAIN: Final = Plot()
+# One server whose pumps are both busy, and whose claims are often lost.
+PUMPS: Final = Plot(
+    servers=(1,),
+    pumps=(2,),
+    trouble=0.25,
+    slowness=0.4,
+    lateness=1.0,
+    strikes=0.005,
+    rush=12,
+    many=1,
+)
 
 
 class Broken(AssertionError):
@@ -67,11 +109,12 @@ class Theatre:
 
     sessions: Sessions
     clock: Clock
+    plot: Plot
 
     def play(self, seed: int) -> Drama:
         """Raises Broken."""
         random.seed(seed)
-        drama = Drama(seed, self.sessions)
+        drama = Drama(seed, self.sessions, self.plot)
         self.clock.stage = drama.stage
         undo = telemetry.subscribe(drama.hear)
         try:
@@ -83,11 +126,12 @@ class Theatre:
 
 
 @contextmanager
-def opened(database: Database, patch: pytest.MonkeyPatch) -> Iterator[Theatre]:
+def opened(database: Database, patch: pytest.MonkeyPatch, plot: Plot = PLAIN) -> Iterator[Theatre]:
     """Make a database fit for it, and let the services go by the stage's time."""
     clock = Clock(Stage(0))
-    for room in (holding, leadership, pump, service, signals):
+    for room in (holding, leadership, pump, scheduler, service, signals):
         patch.setattr(room, "time", clock)
+    patch.setattr(holding, "MANY", plot.many)
     patch.setattr(logging.getLogger("conductor"), "disabled", True)
     with database.connect("setup") as conn:
         conn.execute(audit.SETUP.encode())
@@ -97,14 +141,15 @@ def opened(database: Database, patch: pytest.MonkeyPatch) -> Iterator[Theatre]:
     names = {statement.sql: name for name, statement in all_statements().items()}
     sessions = Sessions(lambda: database.connect("stage"), names)
     try:
-        yield Theatre(sessions, clock)
+        yield Theatre(sessions, clock, plot)
     finally:
         sessions.close()
 
 
 class Drama:
-    def __init__(self, seed: int, sessions: Sessions) -> None:
+    def __init__(self, seed: int, sessions: Sessions, plot: Plot) -> None:
         self.seed = seed
+        self._plot = plot
         self.stage = Stage(seed)
         self.told = Told()
         self._sessions = sessions
@@ -137,17 +182,20 @@ class Drama:
         self._sessions.command(first, audit.CLEAR)
         self._sessions.dress(first, self.stage.now, "-")
         definitions.save_schedules(first, [(SCHEDULE, EPOCH + timedelta(seconds=EVERY))], ["kept"])
-        for _ in range(self.stage.chance.choice([2, 2, 2, 3])):
+        for _ in range(self.stage.chance.choice(self._plot.servers)):
             self._start_server()
         for n in range(2):
             client = Client(self.stage, self._sessions, f"client{n}", self.told, self._hint)
             client.net.trouble, client.net.slowness = 0.06, 0.1
+            client.rush = self._plot.rush
             self._clients.append(client)
 
     def _start_server(self) -> None:
         name = f"s{len(self._servers)}"
-        server = Server(self.stage, self._sessions, name, self.told)
-        server.net.trouble, server.net.slowness = 0.05, 0.15
+        server = Server(self.stage, self._sessions, name, self.told, self._plot.pumps)
+        server.net.trouble = self._plot.trouble
+        server.net.slowness = self._plot.slowness
+        server.net.lateness = self._plot.lateness
         server.zombie = self.stage.chance.random() < 0.2
         self._servers[name] = server
         self._alive.append(server)
@@ -155,7 +203,7 @@ class Drama:
     def _chaos(self) -> None:
         end = self.stage.now + CHAOS
         while self.stage.now < end:
-            if self._alive and self.stage.chance.random() < 0.03:
+            if self._alive and self.stage.chance.random() < self._plot.strikes:
                 self._strike(self.stage.chance.choice(self._alive))
             self._step()
 

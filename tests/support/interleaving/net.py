@@ -91,6 +91,7 @@ class Net(Database):
         self.stage, self.sessions, self.group = stage, sessions, group
         self.trouble = 0.0  # how likely a request or a reply is lost
         self.slowness = 0.0  # how likely others act before a commit
+        self.lateness = 0.0  # seconds that a slow request takes at most to arrive
         self.sent: list[tuple[str, dict[str, Any]]] = []  # what wrote about claims
 
     def connect(self, name: str, **limits: float) -> Any:
@@ -172,6 +173,8 @@ class Line:
         if fate == "request lost":
             self._note(sql, parameters, fate)
             raise self._break()
+        if fate == "slow" and self._net.lateness:
+            self._stage.wait(self._stage.chance.random() * self._net.lateness)
         rows = self._execute(sql, parameters, binary, row_factory, fate)
         self._note(sql, parameters, f"-> {rows} {fate}")
         if fate == "reply lost":
