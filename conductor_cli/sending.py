@@ -133,11 +133,32 @@ def _send(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:
         return ids(made, _send_portion(conn, portion, again=False))
     met: dict[UUID, UUID] = {}
     with database.atomically(conn), database.overlapped(conn):
-        while portion:
-            met |= _send_portion(conn, portion, again=False)
-            portion = list(islice(rows, PORTION))
-            made.extend(portion)
+        for each in _portions(portion, rows, made):
+            met |= _send_portion(conn, each, again=False)
         return ids(made, met)
+
+
+def _portions(
+    first: Sequence[Row], rows: Iterator[Row], made: list[Row]
+) -> Iterator[Sequence[Row]]:
+    """The rows in portions, as they come; from the first on that may meet another, in order."""
+    portion = list(first)
+    while portion:
+        if any(row.options.dedupe_key is not None or row.options.id is not None for row in portion):
+            made.extend(rest := list(rows))
+            ordered = sorted([*portion, *rest], key=_order)
+            yield from (ordered[n : n + PORTION] for n in range(0, len(ordered), PORTION))
+            return
+        yield portion
+        portion = list(islice(rows, PORTION))
+        made.extend(portion)
+
+
+def _order(row: Row) -> tuple[str, str, bool, str]:
+    """The order in which conductor.enqueue inserts, through all portions: each waits for whoever
+    has one of its keys, while it holds those of the portions before."""
+    key = row.options.dedupe_key
+    return row.task, row.queue, key is None, row.id.hex if key is None else key
 
 
 def _send_again(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:

@@ -4,8 +4,12 @@
 -- The one way in. Takes an array of objects with the keys of the record below; the caller
 -- chooses each id, so that sending the same array again inserts nothing twice. Returns a row
 -- for each that met an execution with its dedupe key: the id asked for, and the one there is.
--- A second writer of one dedupe key waits for the end of the first one's transaction.
 -- recheck: look among the ended too, for an array that is sent again.
+--
+-- The race: two writers send the same dedupe keys in different orders. A second writer of one key
+-- waits for the end of the first one's transaction, so each would wait for the other. All insert
+-- in the order of task, queue and key; seq keeps the order in which the array names them.
+-- Test: test_two_who_send_the_same_keys_in_opposite_order_do_not_wait_for_each_other.
 create function conductor.enqueue(specs json, recheck boolean default false)
     returns table (asked uuid, met uuid)
     language plpgsql
@@ -21,21 +25,28 @@ begin
 
     with made as (
         insert into conductor.live (
-            id, parent_id, run_at, created_at, timeout, rank, flags, state, queue, task,
+            seq, id, parent_id, run_at, created_at, timeout, rank, flags, state, queue, task,
             dedupe_key, group_key, payload, metadata, event)
-        select s.id, s.parent_id, m.run_at, conductor.now(), s.timeout,
+        overriding system value
+        select s.seq, s.id, s.parent_id, m.run_at, conductor.now(), s.timeout,
             coalesce(s.rank, 0::smallint), coalesce(s.flags, 0::smallint),
             case when m.run_at > conductor.now() then 's' else 'r' end::"char",
             s.queue, s.task, s.dedupe_key, s."group", coalesce(s.payload, 'null'), s.metadata,
             s.event
-        from json_to_recordset(specs) as s (
-            id uuid, parent_id uuid, task text, queue text, payload json, rank smallint,
-            flags smallint, run_at timestamptz, delay double precision, dedupe_key text,
-            on_duplicate text, "group" text, timeout double precision, metadata json, event json)
+        from (
+            select nextval('conductor.live_seq_seq') as seq, a.*
+            from rows from (json_to_recordset(specs) as (
+                id uuid, parent_id uuid, task text, queue text, payload json, rank smallint,
+                flags smallint, run_at timestamptz, delay double precision, dedupe_key text,
+                on_duplicate text, "group" text, timeout double precision, metadata json,
+                event json)) with ordinality as a
+        ) s
         cross join lateral (
             select coalesce(s.run_at, conductor.now() + s.delay * interval '1 second',
                             conductor.now()) as run_at
         ) m
+        order by s.task collate "C", s.queue collate "C", s.dedupe_key collate "C",
+            case when s.dedupe_key is null then s.id end, s.ordinality
         on conflict do nothing
         returning queue, rank, state, run_at
     ), told as (
@@ -60,6 +71,11 @@ $$;
 
 -- For those of an array that were not inserted: what stands in their way. An execution with
 -- the dedupe key may end between the two looks; then this one is inserted after all.
+--
+-- The race: the execution that is met is just being ended, or replaced, by somebody else. Who waits
+-- for its row while others wait for the keys inserted above may wait for ever. So a row is locked
+-- only to be replaced, while it is pending, and all those in the order of their ids. Whoever only
+-- wants to know its id reads it. Test: tests/store/test_lock_order.py.
 create function conductor.resolve_duplicates(specs json)
     returns table (asked uuid, met uuid)
     language plpgsql
@@ -69,6 +85,16 @@ declare
     spec record;
     there uuid;
 begin
+    perform from conductor.live l
+    where l.state in ('r', 's') and l.id = any (array(
+        select h.id
+        from json_to_recordset(specs) as s (
+            id uuid, task text, queue text, dedupe_key text, on_duplicate text)
+        join conductor.live h
+            on h.task = s.task and h.queue = s.queue and h.dedupe_key = s.dedupe_key
+        where s.on_duplicate = 'replace' and h.id <> s.id))
+    order by l.id for update;
+
     for spec in
         select s.* from rows from (json_to_recordset(specs) as (
             id uuid, task text, queue text, payload json, rank smallint, run_at timestamptz,
@@ -77,17 +103,8 @@ begin
         where s.dedupe_key is not null
           and not exists (select from conductor.live l where l.id = s.id)
           and not exists (select from conductor.history h where h.id = s.id)
-        order by s.task, s.queue, s.dedupe_key, s.ordinality
+        order by s.task collate "C", s.queue collate "C", s.dedupe_key collate "C", s.ordinality
     loop
-        select l.id into there from conductor.live l
-        where l.task = spec.task and l.queue = spec.queue and l.dedupe_key = spec.dedupe_key
-        for update;
-        if there is null then
-            return query select * from conductor.enqueue(
-                (select json_agg(e) from json_array_elements(specs) e
-                 where (e ->> 'id')::uuid = spec.id));
-            continue;
-        end if;
         if spec.on_duplicate = 'replace' then
             update conductor.live l set
                 payload = coalesce(spec.payload, 'null'), metadata = spec.metadata,
@@ -96,9 +113,19 @@ begin
                 state = case when m.run_at > conductor.now() then 's' else 'r' end::"char"
             from (select coalesce(spec.run_at, conductor.now() + spec.delay * interval '1 second',
                                   conductor.now()) as run_at) m
-            where l.id = there and l.state in ('r', 's');
+            where l.task = spec.task and l.queue = spec.queue and l.dedupe_key = spec.dedupe_key
+              and l.state in ('r', 's')
+            returning l.id into there;
             perform conductor.notify_queue(l.queue, l.rank, case when l.state = 's' then l.run_at end)
             from conductor.live l where l.id = there and l.state in ('r', 's');
+        end if;
+        select l.id into there from conductor.live l
+        where l.task = spec.task and l.queue = spec.queue and l.dedupe_key = spec.dedupe_key;
+        if there is null then
+            return query select * from conductor.enqueue(
+                (select json_agg(e) from json_array_elements(specs) e
+                 where (e ->> 'id')::uuid = spec.id));
+            continue;
         end if;
         asked := spec.id;
         met := there;

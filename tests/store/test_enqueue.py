@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from conductor_cli.database import Connection, Database
     from tests.support.clock import Clock
 
+DEADLOCKS = "select deadlocks from pg_stat_database where datname = current_database()"
 MOMENT = datetime(2031, 5, 4, 12, tzinfo=UTC)
 
 
@@ -305,21 +307,55 @@ def test_a_key_whose_execution_ends_meanwhile_is_free(
     assert live(conn, UUID(second["id"])).state == "r"
 
 
+def test_one_that_somebody_has_locked_is_met_without_waiting(
+    conn: Connection, other: Connection
+) -> None:
+    first, second = running(conn, dedupe_key="k"), spec(dedupe_key="k")
+    with conn.transaction():
+        conn.execute("select from conductor.live where id = %s for update", [first.id])
+        assert enqueue(other, second) == [Met(UUID(second["id"]), first.id)]
+
+
 def test_a_key_that_passes_from_one_to_another_meanwhile_is_met(
     conn: Connection, other: Connection, database: Database
 ) -> None:
-    """The one in the way ends and a new one takes the key, between the two looks at it."""
-    first, second, third = running(conn, dedupe_key="k"), *(spec(dedupe_key="k") for _ in "ab")
+    """The one to be replaced ends and a new one takes the key, between the two looks at it."""
+    first, second = add(conn, dedupe_key="k"), spec(dedupe_key="k")
+    third = spec(dedupe_key="k", on_duplicate="replace", payload={"n": 3})
     with background() as start, database.connect("watch") as watcher:
         with conn.transaction():
-            live(conn, first.id)
-            conn.execute("select from conductor.live where id = %s for update", [first.id])
+            conn.execute("select from conductor.live where id = %s for update", [first])
             call = start(enqueue, other, third)
             wait_until_blocked(watcher, other)
-            finish(conn, end(first))
+            executions.cancel(conn, first, None)
             enqueue(conn, second)
         assert call.result(10) == _met((third, second))
     assert _count(conn) == 1
+    assert live(conn, UUID(second["id"])).payload == {"n": 3}
+
+
+def test_two_who_send_the_same_keys_in_opposite_order_do_not_wait_for_each_other(
+    database: Database, conn: Connection
+) -> None:
+    before = scalar(conn, DEADLOCKS)
+
+    def send(which: int, each: Connection) -> None:
+        for n in range(12):
+            specs = [spec(dedupe_key=f"{n}-{key}") for key in range(300)]
+            enqueue(each, *(specs if which % 2 else reversed(specs)))
+
+    at_once(database, *[partial(send, which) for which in range(4)])
+    assert _count(conn) == 12 * 300
+    assert scalar(conn, DEADLOCKS) == before
+
+
+def test_rows_with_keys_stand_in_the_queue_in_the_order_in_which_they_were_sent(
+    conn: Connection,
+) -> None:
+    specs = [spec(dedupe_key=key) for key in ("m", "z", "a", None, "Ä", "b")]
+    enqueue(conn, *specs)
+    rows = conn.execute("select id from conductor.live order by seq").fetchall()
+    assert [str(row[0]) for row in rows] == [each["id"] for each in specs]
 
 
 def test_many_writers_of_one_key_make_one(database: Database, conn: Connection) -> None:
