@@ -159,7 +159,8 @@ SAVE_SCHEDULES: Final = Statement(
     sql="""
     -- A schedule that has not changed keeps its next tick, so that a restart neither loses nor
     -- repeats one. Schedules of tasks that are served and no longer name them are removed; those
-    -- made at run time stay, and do not replace a declared one.
+    -- made at run time stay, and do not replace a declared one. One that has not changed is not
+    -- locked, or a server could not start while somebody else holds its row.
     with given as (
         select * from json_to_recordset(%(schedules)s::text::json) as s (
             task text, name text, queue text, expression text, timezone text, missed text,
@@ -176,7 +177,11 @@ SAVE_SCHEDULES: Final = Statement(
             changed_at)
         select task, name, queue, expression, timezone, missed, payload::json, declared, next_at,
             conductor.now()
-        from given
+        from given g
+        where not exists (
+            select from conductor.schedules s where s.task = g.task and s.name = g.name
+              and (s.queue, s.missed, s.expression, s.timezone, s.declared, s.payload::text)
+                  = (g.queue, g.missed, g.expression, g.timezone, g.declared, g.payload))
         on conflict (task, name) do update set
             queue = excluded.queue, missed = excluded.missed, payload = excluded.payload,
             expression = excluded.expression, timezone = excluded.timezone,
@@ -278,15 +283,31 @@ def due_schedules(conn: Connection, without: Iterable[Version] = ()) -> list[Due
     return DUE_SCHEDULES.all(conn, tasks=tasks, names=names, changes=changes)
 
 
+class Ticked(msgspec.Struct, frozen=True):
+    """An execution of a tick, or none; ``locked``: somebody else has locked the schedule."""
+
+    locked: bool
+    id: UUID | None
+
+
 TICK: Final = Statement(
-    row=UUID,
+    row=Ticked,
     sql="""
     -- Exactly one execution a tick, whoever leads: of two that saw the same next tick, the
     -- row lock lets one move it, and the other then finds another value and inserts nothing.
-    with moved as (
-        update conductor.schedules set next_at = %(next_at)s, last_at = %(expected)s
+    -- A schedule that somebody has locked is not waited for: all others would wait as well.
+    with there as materialized (
+        select task, name from conductor.schedules
         where task = %(task)s and name = %(name)s and next_at = %(expected)s and not paused
-        returning task, name, queue, payload
+    ), free as materialized (
+        select s.task, s.name from conductor.schedules s
+        where s.task = %(task)s and s.name = %(name)s and next_at = %(expected)s and not paused
+        for update skip locked
+    ), moved as (
+        update conductor.schedules s set next_at = %(next_at)s, last_at = %(expected)s
+        from free f
+        where s.task = f.task and s.name = f.name
+        returning s.task, s.name, s.queue, s.payload
     ), specs as (
         select conductor.uuid7() as id, m.task, m.name, m.queue, m.payload, tick.at,
             coalesce(-t.priority, 0) as rank
@@ -304,7 +325,10 @@ TICK: Final = Statement(
         ) a, lateral conductor.enqueue(a.array)
         where a.array is not null
     )
-    select id from specs, enqueued order by at
+    select exists (select from there) and not exists (select from free) as locked, made.id
+    from (select) one
+    left join (select id, at from specs, enqueued) made on true
+    order by made.at
     """,
 )
 
@@ -317,8 +341,12 @@ def tick(
     expected: datetime,
     ticks: Sequence[datetime],
     next_at: datetime | None,
-) -> list[UUID]:
-    """Make the executions of these ticks, if ``expected`` is still the schedule's next one."""
-    return TICK.all(
+) -> list[UUID] | None:
+    """Make the executions of these ticks, if ``expected`` is still the schedule's next one.
+
+    None: somebody else has locked the schedule.
+    """
+    rows = TICK.all(
         conn, task=task, name=name, expected=expected, ticks=list(ticks), next_at=next_at
     )
+    return None if rows[0].locked else [row.id for row in rows if row.id is not None]

@@ -62,6 +62,7 @@ CATALOGUE: Final[Mapping[str, Event]] = {
     "schedule.ticked": _counted(DEBUG, "Ticks that became executions."),
     "schedule.missed": _counted(WARNING, "Ticks whose moment passed with no server to run them."),
     "schedule.refused": _told(WARNING, "A schedule's expression is not understood here."),
+    "schedule.hindered": _told(WARNING, "A schedule cannot tick now: it is tried again soon."),
     "events.dispatched": _counted(DEBUG, "Events told to those who wait and to tasks."),
     "event.failed": _counted(WARNING, "Events that could not be dispatched, to be tried again."),
     "event.dead": _counted(ERROR, "Events given up: they cannot be dispatched, and are kept."),

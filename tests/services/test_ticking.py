@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 
 from conductor_cli import scheduler
@@ -245,3 +247,100 @@ def test_a_schedule_that_cannot_be_read_is_told_of_once_an_hour_and_when_it_chan
     rounds(leader)
     assert heard.count("schedule.refused") == 3
     assert len(made(conn)) == 1
+
+
+# ---------------------------------------------------------------- one that cannot tick
+
+
+def passes(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let the scheduler's own clock be so much later."""
+    later = time.monotonic() + seconds
+    monkeypatch.setattr(scheduler, "time", SimpleNamespace(monotonic=lambda: later))
+
+
+def test_a_locked_schedule_stops_no_other_and_its_tick_is_made_late_exactly_once(
+    database: Database,
+    conn: Connection,
+    clock: Clock,
+    leader: JobScheduler,
+    heard: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock.stop(NOON)
+    for name in ("a", "b", "c"):
+        save_one_of_several(conn, name, "latest")
+    clock.stop(at(hours=1))
+    with database.connect("somebody") as somebody, somebody.transaction(force_rollback=True):
+        somebody.execute("update conductor.schedules set payload = '1' where name = 'a'")
+        began = time.monotonic()
+        rounds(leader)
+        assert time.monotonic() - began < 2
+        assert made(conn) == [at(hours=1)] * 2
+        assert heard.count("schedule.hindered") == 1
+        assert leader.pause <= scheduler.HINDERED_FOR
+        clock.stop(at(hours=1, seconds=20))
+        passes(monkeypatch, 5)
+        rounds(leader)
+        assert heard.count("schedule.hindered") == 1
+        assert made(conn) == [at(hours=1)] * 2
+    passes(monkeypatch, 10)
+    rounds(leader)
+    assert made(conn) == [at(hours=1)] * 3
+    clock.stop(at(hours=2))
+    rounds(leader)
+    assert made(conn) == [at(hours=1)] * 3 + [at(hours=2)] * 3
+
+
+def test_a_hundred_locked_schedules_stop_no_other(
+    database: Database, conn: Connection, clock: Clock, leader: JobScheduler
+) -> None:
+    clock.stop(NOON)
+    for n in range(120):
+        save_one_of_several(conn, f"n{n:03}", "latest")
+    clock.stop(at(hours=1))
+    with database.connect("somebody") as somebody, somebody.transaction(force_rollback=True):
+        somebody.execute("select from conductor.schedules where name < 'n110' for update")
+        rounds(leader)
+        assert made(conn) == [at(hours=1)] * 10
+
+
+def test_a_schedule_that_cannot_tick_stops_no_other(
+    conn: Connection,
+    clock: Clock,
+    leader: JobScheduler,
+    heard: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock.stop(NOON)
+    for name in ("a", "b", "c"):
+        save_one_of_several(conn, name, "latest")
+    conn.execute("""
+        create function public.refuse() returns trigger language plpgsql as $$
+        begin
+            if new.event ->> 'name' = 'a' then raise exception 'not this one'; end if;
+            return new;
+        end $$""")
+    conn.execute("""
+        create trigger refuse before insert on conductor.live
+        for each row execute function public.refuse()""")
+    clock.stop(at(hours=1))
+    rounds(leader)
+    assert made(conn) == [at(hours=1)] * 2
+    assert heard.count("schedule.hindered") == 1
+    conn.execute("drop trigger refuse on conductor.live")
+    passes(monkeypatch, scheduler.HINDERED_MOST)
+    rounds(leader)
+    assert made(conn) == [at(hours=1)] * 3
+
+
+def test_schedules_that_have_not_changed_are_registered_while_somebody_has_locked_them(
+    database: Database, conn: Connection, clock: Clock
+) -> None:
+    clock.stop(NOON)
+    save(conn, HOURLY)
+    with database.connect("somebody") as somebody, somebody.transaction(force_rollback=True):
+        somebody.execute("select from conductor.schedules for update")
+        conn.execute("set lock_timeout = '100ms'")
+        save(conn, HOURLY)
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            save(conn, MINUTELY)
