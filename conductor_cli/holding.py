@@ -11,7 +11,6 @@ not hoarded.
 from __future__ import annotations
 
 import math
-import random
 import threading
 import time
 from collections import Counter, deque
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from conductor_cli import entropy
 from conductor_cli.models import Claimed, Completed, HandedBack, Outcome
 from conductor_cli.store.claims import START, Place
 
@@ -362,7 +362,7 @@ class Holding:
 
     def _poll(self) -> float:
         trusting = TRUSTING_POLL if self._trusts_listener() else 0.0
-        return max(self._config.poll_interval, trusting) * random.uniform(0.9, 1.0)
+        return max(self._config.poll_interval, trusting) * entropy.uniform(0.9, 1.0)
 
     def _drain(self, now: float) -> list[Finished]:
         while self._locked_out and self._locked_out[0][0] <= now:
@@ -399,7 +399,7 @@ class Holding:
     def _planned(
         self, finished: list[Finished], limit: int, look: bool, reconcile: bool, now: float
     ) -> Plan:
-        token = random.getrandbits(63)
+        token = entropy.bits(63)
         self._active += 1
         self._reserved += limit
         if limit:
