@@ -229,16 +229,24 @@ class Holding:
             moments.append(self._reconcile_at)
             return max(0.001, min(moments) - now)
 
-    def received(self, plan: Plan, claimed: Sequence[Claimed]) -> None:
-        """The exchange is done: its outcomes are settled, and these are ours to run."""
+    def received(
+        self, plan: Plan, claimed: Sequence[Claimed], spoilt: Sequence[Finished] = ()
+    ) -> None:
+        """The exchange is done: its outcomes are settled, and these are ours to run. ``spoilt``
+        were claimed as well, and cannot be."""
         with self._lock:
             self._reserved -= plan.limit
-            self._taken += len(claimed)
+            self._taken += len(claimed) + len(spoilt)
             self._in_flight.discard(plan.token)
+            if claimed or spoilt:
+                self._tokens[plan.token] = len(claimed) + len(spoilt)
+            self._outbox.extend(spoilt)
             if claimed:
-                self._tokens[plan.token] = len(claimed)
                 self._size = sum([len(each.payload) for each in claimed]) / len(claimed)
-            if plan.limit:
+            if spoilt:
+                self._start, self._start_until = START, 0.0
+                self._version += 1
+            elif plan.limit:
                 self._remember_place(plan, claimed)
             self._settle(plan.finished)
             if claimed and self.inbox.empty():

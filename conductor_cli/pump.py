@@ -104,6 +104,7 @@ class Pump(PeriodicService):
         self._on_recorded = on_recorded
         self._active = False
         self._settled: list[Finished] = []  # of the plan being carried out
+        self._spoilt: list[Finished] = []  # claimed by it, and unreadable
 
     def setup(self) -> None:
         self._link.get()
@@ -123,14 +124,14 @@ class Pump(PeriodicService):
         if plan is None:
             self.pause = self._holding.pause()
             return False
-        self._settled = []
+        self._settled, self._spoilt = [], []
         try:
             claimed = self._carry_out(plan)
         except BaseException:
             self._active = False
             self._holding.failed(plan, self.wake, self._settled)
             raise
-        self._holding.received(plan, claimed)
+        self._holding.received(plan, claimed, self._spoilt)
         return True
 
     def _carry_out(self, plan: Plan) -> Sequence[Claimed]:
@@ -163,11 +164,14 @@ class Pump(PeriodicService):
         except Exception as error:
             if is_locked(error):
                 return self._exchange(conn, self._without_locked(conn, ended), claim)
-            if is_bad_value(error):
+            if is_bad_value(error) and ended:
                 self._one_by_one(conn, ended, claim)
                 return self._exchange(conn, [], claim)
             raise
         self._account(conn, ended, done)
+        self._spoilt += [
+            Finished(each.claimed, Failed(describe(each.error)), 0.0) for each in done.spoilt
+        ]
         if done.claimed:
             telemetry.emit("executions.claimed", count=len(done.claimed), queue=self._queue)
         return done.claimed
