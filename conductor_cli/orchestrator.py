@@ -327,6 +327,10 @@ class Orchestrator:
         if error is None:
             self.stopped.set_result(None)
         else:
+            if isinstance(error, StopIteration):  # no task that awaits the future would be told
+                told = RuntimeError("[tasks] setup raised StopIteration at its end")
+                told.__cause__ = error
+                error = told
             self.stopped.set_exception(error)
 
     def _died(self, _service: Service, error: BaseException) -> None:

@@ -17,13 +17,27 @@ from conductor_cli.errors import (
     TaskSignal,
     TaskTimeout,
 )
-from conductor_cli.failure import MESSAGE_LIMIT, clean, describe, text
+from conductor_cli.failure import MESSAGE_LIMIT, NAME_LIMIT, clean, describe, text
 from conductor_cli.models import Cancelled, ExecutionError, Failed, HandedBack, Retrying
 
 if TYPE_CHECKING:
     from conductor_cli.attempt import Attempt
     from conductor_cli.models import Claimed, Outcome
     from conductor_cli.registry import Task
+
+
+def of_error_whatever(task: Task[..., Any], attempt: Attempt, error: BaseException) -> Outcome:
+    """As ``of_error``, also where the error's own code raises when it is asked: a group's
+    ``derive``, a class without a name."""
+    try:
+        return of_error(task, attempt, error)
+    except BaseException as worse:
+        return Failed(
+            ExecutionError(
+                clean(text(type(error)), NAME_LIMIT),
+                clean(f"What it raised cannot be described: {text(worse)}", MESSAGE_LIMIT),
+            )
+        )
 
 
 def of_error(task: Task[..., Any], attempt: Attempt, error: BaseException) -> Outcome:

@@ -10,12 +10,10 @@ import asyncio
 import ctypes
 import inspect
 import os
-import sys
 import threading
-import traceback
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 from conductor_cli import calls, lines, outcomes, registry
 from conductor_cli.aio import AsyncConductor
@@ -25,6 +23,7 @@ from conductor_cli.errors import Fail, PayloadError, TaskTimeout
 from conductor_cli.failure import describe
 from conductor_cli.models import Completed, Failed, Flag, HandedBack, Outcome
 from conductor_cli.service import Service
+from conductor_cli.threads import end_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -65,11 +64,11 @@ class Runner:
         try:
             outcome = self._attempted(task, attempt)
             if os.getpid() != self._pid:
-                _end_child(None)
+                end_child(None)
         except BaseException as error:
             if os.getpid() != self._pid:
-                _end_child(error)
-            outcome = outcomes.of_error(task, attempt, error)
+                end_child(error)
+            outcome = outcomes.of_error_whatever(task, attempt, error)
         finally:
             attempt.has_ended = True
             current.reset(before)
@@ -151,22 +150,6 @@ class Runner:
             if inspect.iscoroutine(result):
                 result.close()
             return Failed(describe(Fail("it returned an awaitable; define it with async def")))
-
-
-def _end_child(error: BaseException | None) -> NoReturn:
-    """A process that the task has forked comes back from it: nothing here is its own, neither the
-    connections nor what else the thread would claim and run. It ends as a program does."""
-    code = 0
-    try:
-        if isinstance(error, SystemExit):
-            code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        elif error is not None:
-            code = 1
-            traceback.print_exception(error)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-    finally:
-        os._exit(code)
 
 
 class EventLoop(Service):
@@ -286,7 +269,7 @@ async def _guarded(
     except BaseException as error:
         told = error, None
     if os.getpid() != pid:
-        _end_child(told[0])
+        end_child(told[0])
     attempt.has_ended = True
     while attempt.lines is not None:
         try:
