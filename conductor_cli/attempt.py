@@ -159,12 +159,14 @@ class Attempt:
         "shielded",
         "stuck",
         "thread_id",
+        "timeout",
     )
 
     def __init__(self, claimed: Claimed, deadline: float | None = None) -> None:
         self.claimed = claimed
         self.max_attempts = 1  # of the task; whoever runs it says
         self.deadline = deadline  # on the monotonic clock
+        self.timeout: float | None = None  # in seconds; whoever runs it says
         self.thread_id: int | None = None
         self.interrupted = False
         self.shielded = False
@@ -191,6 +193,11 @@ class Attempt:
                 if self._signal is None:
                     self._signal = Signal()
         return self._signal
+
+    @property
+    def time_is_up(self) -> str:
+        """What a timeout is told with."""
+        return "timed out" if self.timeout is None else f"timed out after {self.timeout:g} s"
 
     def decide(self) -> bool:
         """Take the right to say how this attempt ended; True for the first who asks."""

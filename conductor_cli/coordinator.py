@@ -239,6 +239,10 @@ class JobCoordinator:
         gauges: tuple[tuple[str, str, Reader, tuple[str, ...]], ...] = (
             ("conductor_running", "Tasks running now.", by_queue(lambda w: w.running), ("queue",)),
             (
+                "conductor_stuck_threads", "Threads that run a task which was given up on.",
+                by_queue(lambda w: w.stuck), ("queue",),
+            ),
+            (
                 "conductor_in_hand", "Executions claimed and not yet recorded.",
                 by_queue(lambda w: w.holding.in_hand), ("queue",),
             ),

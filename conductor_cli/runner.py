@@ -60,6 +60,7 @@ class Runner:
         if task is None:  # another version of this program claimed it under this id
             return HandedBack(1.0)
         attempt.max_attempts = task.settings.max_attempts
+        attempt.timeout = self.timeout_of(claimed)
         before = current.set(attempt)
         try:
             outcome = self._attempted(task, attempt)
@@ -79,7 +80,7 @@ class Runner:
             if attempt.ledger.is_settled:
                 return outcome
         if type(outcome) is Completed and attempt.abort_reason is Abort.TIMEOUT:
-            outcome = outcomes.of_error(task, attempt, TaskTimeout("timed out"))
+            outcome = outcomes.too_late(task, attempt)
         return outcome
 
     def timeout_of(self, claimed: Claimed) -> float | None:
@@ -136,7 +137,7 @@ class Runner:
                 calls.opened(attempt, self._conductor).load()
             return self._loop.call(attempt, lambda: task.function(*args, **kwargs))
         attempt.code = getattr(task.function, "__code__", None)
-        if self.timeout_of(attempt.claimed) is None:
+        if attempt.timeout is None:
             return task.function(*args, **kwargs)
         return interruptible(attempt, lambda: task.function(*args, **kwargs))
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
 
 from conductor_cli import outcomes, telemetry
 from conductor_cli import runner as running
@@ -57,7 +58,9 @@ class JobWorker:
         self._name = f"worker.{spec.queue}"
         self._runner = runner
         self._on_death = on_death
-        self._stuck = 0
+        self._stuck: list[Slot] = []
+        self._stuck_lock = threading.Lock()
+        self._numbers = count(1)  # of slots
         self._stuck_limit = spec.config.concurrency
         self._pumps = [
             Pump(
@@ -69,7 +72,7 @@ class JobWorker:
         ]  # fmt: skip
         self.holding.wakers = [pump.wake for pump in self._pumps]
         self._timekeeper = Timekeeper(f"{self._name}.timekeeper", self, on_death)
-        self._slots = [self._slot(n) for n in range(1, spec.config.concurrency + 1)]
+        self._slots = [self._slot() for _ in range(spec.config.concurrency)]
         self._services = ServiceGroup([*self._slots, self._timekeeper, *self._pumps])
 
     def start(self) -> None:
@@ -155,35 +158,62 @@ class JobWorker:
         return dead + lost
 
     def replace_stuck(self, slot: Slot, attempt: Attempt, outcome: Outcome) -> None:
-        """Give up on a slot whose task does not return: record ``outcome``, go on without it."""
-        if not attempt.decide():
-            return
+        """Give up on a slot whose task does not return: record ``outcome``, go on without it.
+
+        The server ends when too many threads are stuck at the same time. One that ends after all
+        counts no more.
+        """
+        with self._stuck_lock:
+            if not attempt.decide():
+                return
+            self._stuck.append(slot)
         self.holding.finish(Finished(attempt.claimed, outcome, 0.0))
-        self._stuck += 1
-        telemetry.emit(
-            "worker.stuck", queue=self.queue, task=attempt.claimed.task,
-            execution=str(attempt.claimed.id), stuck=self._stuck, limit=self._stuck_limit,
-        )  # fmt: skip
-        if self._stuck > self._stuck_limit:
+        stuck = self.stuck
+        telemetry.emit("worker.stuck", **self._stuck_fields(attempt, stuck))
+        if stuck > self._stuck_limit:
             self._slots.remove(slot)  # nobody need wait for it
             error = RuntimeError(
-                f"{self._stuck} tasks of queue {self.queue!r} did not return after their timeout, "
-                f"more than its {self._stuck_limit} threads: the server ends, to be started afresh"
+                f"{stuck} threads of queue {self.queue!r} run tasks that did not return after "
+                f"their timeout, more than its {self._stuck_limit} threads: the server ends, to be "
+                "started afresh"
             )
             self._on_death(slot, error)
             return
-        fresh = self._slot(len(self._slots) + self._stuck)
+        fresh = self._slot()
         self._slots[self._slots.index(slot)] = fresh
         fresh.start()
+
+    @property
+    def stuck(self) -> int:
+        """How many threads still run a task that has been given up on."""
+        with self._stuck_lock:
+            return sum(slot.is_alive for slot in self._stuck)
+
+    def _returned(self, slot: Slot, attempt: Attempt) -> None:
+        """A slot ends whose run others have decided."""
+        with self._stuck_lock:
+            if slot not in self._stuck:  # it was handed back, as the server stops
+                return
+            self._stuck.remove(slot)
+        telemetry.emit("worker.unstuck", **self._stuck_fields(attempt, self.stuck))
+
+    def _stuck_fields(self, attempt: Attempt, stuck: int) -> dict[str, Any]:
+        claimed = attempt.claimed
+        return {
+            "queue": self.queue, "task": claimed.task, "execution": str(claimed.id),
+            "stuck": stuck, "limit": self._stuck_limit,
+        }  # fmt: skip
 
     def _is_suspect(self, claimed: Claimed) -> bool:
         task = self.tasks.get(claimed.task)
         return task is not None and is_suspect(claimed.crashes, task.settings.max_crashes)
 
-    def _slot(self, number: int) -> Slot:
+    def _slot(self) -> Slot:
         return Slot(
-            f"{self._name}.{number}", self.holding, self._runner, self._timekeeper, self._on_death
-        )
+            f"{self._name}.{next(self._numbers)}",
+            self.holding, self._runner, self._timekeeper,
+            on_death=self._on_death, on_returned=self._returned,
+        )  # fmt: skip
 
     def _attempts(self) -> Iterator[Attempt]:
         for slot in list(self._slots):
@@ -204,9 +234,12 @@ class Slot(Service):
         holding: Holding,
         runner: Runner,
         timekeeper: Timekeeper,
+        *,
         on_death: Callable[[Service, BaseException], None],
+        on_returned: Callable[[Slot, Attempt], None],
     ) -> None:
         super().__init__(name, on_death=on_death)
+        self._on_returned = on_returned
         self.attempt: Attempt | None = None
         self._holding = holding
         self._runner = runner
@@ -227,6 +260,7 @@ class Slot(Service):
             outcome = self._runner.run(attempt)
             self.attempt = None
             if not attempt.decide():
+                self._on_returned(self, attempt)
                 return  # given up on, and replaced
             seconds_run, ledger = clock() - started, attempt.ledger
             if ledger is None:
@@ -278,12 +312,12 @@ class Timekeeper(PeriodicService):
         if now >= deadline + GRACE:
             task = self._worker.tasks.get(attempt.claimed.task)
             if task is not None:
-                self._worker.replace_stuck(slot, attempt, outcomes.timed_out(task, attempt.claimed))
+                self._worker.replace_stuck(slot, attempt, outcomes.given_up(task, attempt, GRACE))
             return threading.TIMEOUT_MAX
         return self._ask(attempt, deadline + GRACE - now)
 
     def _ask(self, attempt: Attempt, grace_left: float) -> float:
-        first = attempt.signal.set(Abort.TIMEOUT, "timed out")
+        first = attempt.signal.set(Abort.TIMEOUT, attempt.time_is_up)
         if attempt.cancel is not None or attempt.interrupted:
             return grace_left
         if first or attempt.signal.reason is Abort.TIMEOUT:

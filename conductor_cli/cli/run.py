@@ -123,7 +123,7 @@ def _interrupt(attempt: Attempt) -> None:
     from conductor_cli import runner
     from conductor_cli.attempt import Abort
 
-    attempt.signal.set(Abort.TIMEOUT, "timed out")
+    attempt.signal.set(Abort.TIMEOUT, attempt.time_is_up)
     if attempt.cancel is None:
         runner.interrupt(attempt)
 
