@@ -195,7 +195,10 @@ class Holding:
             waiting = len(self._outbox)
             if self._active and waiting < MANY and limit < MANY:
                 return None
-            finished = self._drain(now)
+            # Results that wait to be recorded with others hold up nothing else: they go along with
+            # whatever is to be done, and at a stop at once.
+            waits = self._claiming and not (limit or look or reconcile) and now < self._flush_at()
+            finished = [] if waits else self._drain(now)
             if not (finished or limit or look or reconcile):
                 return None
             if look:
@@ -207,9 +210,9 @@ class Holding:
 
     def linger(self) -> float:
         """Seconds worth waiting for a larger batch; zero unless outcomes come thick and fast."""
-        waiting, now = len(self._outbox), time.monotonic()
-        if self._config.flush_interval is not None and waiting:
-            return max(0.0, self._flushed_at + self._config.flush_interval - now)
+        waiting = len(self._outbox)
+        if self._config.flush_interval is not None:  # see plan()
+            return 0.0
         running = self._taken - self._drained - waiting
         if self._rate < 2000 or waiting >= MANY or running <= MANY - waiting:
             return 0.0
@@ -227,6 +230,8 @@ class Holding:
             if self._half_dry:
                 moments.append(self._start_until)
             moments.append(self._reconcile_at)
+            if self._outbox:
+                moments.append(self._flush_at())
             return max(0.001, min(moments) - now)
 
     def received(
@@ -367,6 +372,10 @@ class Holding:
         possible = self._config.concurrency * self._ended / max(self._busy, 1e-6)
         most = min(MOST_AHEAD, BYTES_AHEAD / max(self._size, 1.0))
         return int(min(most, AHEAD * min(self._rate, possible)))
+
+    def _flush_at(self) -> float:
+        """Until when results may wait to be recorded together."""
+        return self._flushed_at + (self._config.flush_interval or 0.0)
 
     def _poll(self) -> float:
         trusting = TRUSTING_POLL if self._trusts_listener() else 0.0

@@ -108,6 +108,12 @@ def _above_zero(value: object) -> float:
     return number
 
 
+def _up_to_a_second(value: object) -> float:
+    if (number := timing.seconds(value, "interval")) > 1:
+        raise ValueError
+    return number
+
+
 def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError
@@ -172,7 +178,7 @@ def _shown_url(value: object) -> str:
 
 
 _ABOVE_ZERO: Final = Kind("seconds, more than 0", _above_zero, float)
-_SECONDS: Final = Kind("seconds, 0 or more", lambda value: timing.seconds(value, "interval"), float)
+_A_SECOND: Final = Kind("seconds, from 0 to 1", _up_to_a_second, float)
 _SWITCH: Final = Kind("true or false", _boolean, _boolean_text)
 _KEEP: Final = Kind(
     'seconds, 0 or more (false: delete at once, "forever": keep)', _retention, _retention_text
@@ -254,7 +260,7 @@ class WorkerConfig(Section):
 
     concurrency: int = _key(10, _integer(1, 1000))
     poll_interval: float = _key(1.0, _ABOVE_ZERO)
-    flush_interval: float | None = _key(None, _SECONDS)
+    flush_interval: float | None = _key(None, _A_SECOND)
     fetch_batch_size: int | None = _key(None, _integer(1, 10_000))
 
 
