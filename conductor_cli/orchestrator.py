@@ -165,8 +165,8 @@ class Orchestrator:
     def start(self, *, signals: bool = True) -> None:
         """Bring the schema up to date, register, and start everything; returns when all are up.
 
-        ``signals``: in the main thread, stop gracefully on SIGTERM and SIGINT. Raises what keeps
-        it from starting: DatabaseUnavailable, SchemaMissing, SchemaTooNew.
+        ``signals``: in the main thread, stop gracefully on SIGTERM, SIGINT and SIGHUP. Raises what
+        keeps it from starting: DatabaseUnavailable, SchemaMissing, SchemaTooNew.
         """
         telemetry.emit("server.starting", server=str(self._id), version=__version__)
         self._begin(lambda: self.job_coordinator)

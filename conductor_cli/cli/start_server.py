@@ -41,7 +41,7 @@ def start_server(
 ) -> int:
     """Run the server: workers, scheduler, health checks, metrics.
 
-    It works until SIGTERM or SIGINT (Ctrl-C), then lets running tasks finish within
+    It works until SIGTERM, SIGINT (Ctrl-C) or SIGHUP, then lets running tasks finish within
     coordinator.shutdown_timeout and hands back the rest; a second signal hands back at once.
     A database that does not answer is waited for. SIGUSR1 prints the stacks of all threads.
 
