@@ -148,6 +148,7 @@ class Attempt:
         "claimed",
         "code",
         "deadline",
+        "failure",
         "has_ended",
         "insisted",
         "interrupted",
@@ -175,6 +176,7 @@ class Attempt:
         self.has_ended = False  # the main line has: no call of the context does anything now
         self.stuck: StepError | None = None  # by which the run ends, whatever the code does
         self.code: CodeType | None = None  # of the task's function, where it is a plain one
+        self.failure: BaseException | None = None  # by which the run has ended
         self.lines: Lines | None = None  # made when first used
         self.ledger: Ledger | None = None  # made when first used
         self.jobs: SimpleQueue[Callable[[], None] | None] | None = (

@@ -169,9 +169,10 @@ class Pump(PeriodicService):
                 return self._exchange(conn, [], claim)
             raise
         self._account(conn, ended, done)
-        self._spoilt += [
-            Finished(each.claimed, Failed(describe(each.error)), 0.0) for each in done.spoilt
-        ]
+        for each in done.spoilt:
+            outcome = Failed(describe(each.error))
+            tell_failure(self._queue, each.claimed, outcome, each.error)
+            self._spoilt.append(Finished(each.claimed, outcome, 0.0))
         if done.claimed:
             telemetry.emit("executions.claimed", count=len(done.claimed), queue=self._queue)
         return done.claimed
@@ -197,7 +198,7 @@ class Pump(PeriodicService):
                     continue
                 if not is_bad_value(error):
                     raise
-                bad = _refused(each, error)
+                bad = _refused(self._queue, each, error)
                 alone = [bad]
                 done = claims.exchange(conn, [self._ended(bad)], nothing)
             self._account(conn, alone, done)
@@ -221,7 +222,7 @@ class Pump(PeriodicService):
                 raise
             only = len(flagged) == 1
             for each in flagged:
-                self._finish(conn, [_refused(each, error) if only else each])
+                self._finish(conn, [_refused(self._queue, each, error) if only else each])
             return
         missing = {f.claimed.id for f in flagged} - {each.id for each in done}
         cancelled = [each.id for each in done if each.cancelled]
@@ -420,9 +421,21 @@ def _flagged(finished: Finished, outcome: Outcome) -> Finished:
     return Finished(finished.claimed, outcome, finished.seconds, flagged=True)
 
 
-def _refused(finished: Finished, error: Exception) -> Finished:
+def tell_failure(queue: str, claimed: Claimed, outcome: Outcome, error: BaseException) -> None:
+    """Give it to those who listen to logging, if the run has failed."""
+    if not isinstance(outcome, (Failed, Retrying)) or outcome.error is None:
+        return
+    telemetry.failure(
+        error, f"{outcome.error.type}: {outcome.error.message}", final=isinstance(outcome, Failed),
+        task=claimed.task, queue=queue, execution=str(claimed.id), attempt=claimed.attempt,
+        run=claimed.runs, delay=outcome.delay if isinstance(outcome, Retrying) else None,
+    )  # fmt: skip
+
+
+def _refused(queue: str, finished: Finished, error: Exception) -> Finished:
     """The same, failed: Postgres refuses a value of it."""
     failed = Failed(describe(error))
+    tell_failure(queue, finished.claimed, failed, error)
     return Finished(finished.claimed, failed, finished.seconds, flagged=finished.flagged)
 
 

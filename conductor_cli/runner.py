@@ -69,6 +69,7 @@ class Runner:
         except BaseException as error:
             if os.getpid() != self._pid:
                 end_child(error)
+            attempt.failure = error
             outcome = outcomes.of_error_whatever(task, attempt, error)
         finally:
             attempt.has_ended = True
@@ -80,6 +81,7 @@ class Runner:
             if attempt.ledger.is_settled:
                 return outcome
         if type(outcome) is Completed and attempt.abort_reason is Abort.TIMEOUT:
+            attempt.failure = TaskTimeout(attempt.time_is_up)
             outcome = outcomes.too_late(task, attempt)
         return outcome
 
@@ -93,7 +95,7 @@ class Runner:
         try:
             args, kwargs = task.binder.bind(attempt.claimed.payload)
         except PayloadError as error:
-            return Failed(describe(error))
+            return _failed(attempt, error)
         try:
             result = self._call(task, attempt, args, kwargs)
         finally:
@@ -103,8 +105,8 @@ class Runner:
                 raise attempt.stuck
             ledger = calls.opened(attempt, self._conductor)
             if wrong := ledger.unstorable or ledger.at_end():
-                return Failed(describe(wrong))
-        outcome = _NULL if result is None else self._completed(task, result)
+                return _failed(attempt, wrong)
+        outcome = _NULL if result is None else self._completed(task, attempt, result)
         return outcome if attempt.ledger is None else self._settled(attempt.ledger, outcome)
 
     def _close(self, attempt: Attempt) -> None:
@@ -141,16 +143,21 @@ class Runner:
             return task.function(*args, **kwargs)
         return interruptible(attempt, lambda: task.function(*args, **kwargs))
 
-    def _completed(self, task: Task[..., Any], result: object) -> Outcome:
+    def _completed(self, task: Task[..., Any], attempt: Attempt, result: object) -> Outcome:
         try:
             what = f"The result of {task.name!r}"
             return Completed(task.result_type.encode_fitting(result, what, self._limit))
         except PayloadError as error:
             if not inspect.isawaitable(result):
-                return Failed(describe(error))
+                return _failed(attempt, error)
             if inspect.iscoroutine(result):
                 result.close()
-            return Failed(describe(Fail("it returned an awaitable; define it with async def")))
+            return _failed(attempt, Fail("it returned an awaitable; define it with async def"))
+
+
+def _failed(attempt: Attempt, error: BaseException) -> Failed:
+    attempt.failure = error
+    return Failed(describe(error))
 
 
 class EventLoop(Service):

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 from conductor_cli import outcomes, telemetry
 from conductor_cli import runner as running
 from conductor_cli.attempt import Abort, Attempt
+from conductor_cli.errors import TaskTimeout
 from conductor_cli.holding import Finished, Holding, SuspectLane
 from conductor_cli.models import HandedBack, is_suspect
-from conductor_cli.pump import Pump
+from conductor_cli.pump import Pump, tell_failure
 from conductor_cli.service import Deadline, PeriodicService, Service, ServiceGroup
 
 if TYPE_CHECKING:
@@ -168,13 +169,14 @@ class JobWorker:
                 return
             self._stuck.append(slot)
         self.holding.finish(Finished(attempt.claimed, outcome, 0.0))
+        tell_failure(self.queue, attempt.claimed, outcome, TaskTimeout(attempt.time_is_up))
         stuck = self.stuck
         telemetry.emit("worker.stuck", **self._stuck_fields(attempt, stuck))
         if stuck > self._stuck_limit:
             self._slots.remove(slot)  # nobody need wait for it
             error = RuntimeError(
-                f"{stuck} threads of queue {self.queue!r} run tasks that did not return after "
-                f"their timeout, more than its {self._stuck_limit} threads: the server ends, to be "
+                f"{stuck} tasks of queue {self.queue!r} did not return after their timeout and "
+                f"still run, more than its {self._stuck_limit} threads: the server ends, to be "
                 "started afresh"
             )
             self._on_death(slot, error)
@@ -212,7 +214,7 @@ class JobWorker:
         return Slot(
             f"{self._name}.{next(self._numbers)}",
             self.holding, self._runner, self._timekeeper,
-            on_death=self._on_death, on_returned=self._returned,
+            queue=self.queue, on_death=self._on_death, on_returned=self._returned,
         )  # fmt: skip
 
     def _attempts(self) -> Iterator[Attempt]:
@@ -235,11 +237,12 @@ class Slot(Service):
         runner: Runner,
         timekeeper: Timekeeper,
         *,
+        queue: str,
         on_death: Callable[[Service, BaseException], None],
         on_returned: Callable[[Slot, Attempt], None],
     ) -> None:
         super().__init__(name, on_death=on_death)
-        self._on_returned = on_returned
+        self._queue, self._on_returned = queue, on_returned
         self.attempt: Attempt | None = None
         self._holding = holding
         self._runner = runner
@@ -259,9 +262,13 @@ class Slot(Service):
                 self._timekeeper.look_by(deadline)
             outcome = self._runner.run(attempt)
             self.attempt = None
+            failure, attempt.failure = attempt.failure, None
             if not attempt.decide():
                 self._on_returned(self, attempt)
                 return  # given up on, and replaced
+            if failure is not None:
+                tell_failure(self._queue, claimed, outcome, failure)
+                del failure
             seconds_run, ledger = clock() - started, attempt.ledger
             if ledger is None:
                 holding.finish(Finished(claimed, outcome, seconds_run))

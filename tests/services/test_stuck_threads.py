@@ -70,7 +70,7 @@ def test_too_many_at_the_same_time_end_the_server(
         time.sleep(0.2)
         assert server.info.is_running
         conductor.invoke(deaf)
-        with pytest.raises(RuntimeError, match="3 threads of queue 'default' run tasks that did"):
+        with pytest.raises(RuntimeError, match="3 tasks of queue 'default' did not return"):
             server.stopped.result(20)
     finally:
         free.set()
