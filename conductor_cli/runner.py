@@ -7,11 +7,14 @@ the thread that runs it.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import ctypes
+import decimal
 import inspect
 import os
 import threading
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,17 +24,19 @@ from conductor_cli.attempt import Abort, current
 from conductor_cli.context import AsyncContext, Context
 from conductor_cli.errors import Fail, PayloadError, TaskTimeout
 from conductor_cli.failure import describe
+from conductor_cli.middleware import around, around_async
 from conductor_cli.models import Completed, Failed, Flag, HandedBack, Outcome
 from conductor_cli.service import Service
 from conductor_cli.threads import end_child
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
     from conductor_cli.attempt import Attempt
     from conductor_cli.catalog import TaskSet
     from conductor_cli.client import Conductor
     from conductor_cli.ledger import Ledger
+    from conductor_cli.middleware import Layer
     from conductor_cli.models import Claimed
     from conductor_cli.registry import Task
 
@@ -42,7 +47,15 @@ class Runner:
     """Runs attempts of a set of tasks. Shared by all threads of a process."""
 
     def __init__(
-        self, tasks: TaskSet, *, conductor: Conductor, loop: EventLoop, state: Any, limit: int
+        self,
+        tasks: TaskSet,
+        *,
+        conductor: Conductor,
+        loop: EventLoop,
+        state: Any,
+        limit: int,
+        context: contextvars.Context | None = None,
+        middleware: Sequence[Layer] = (),
     ) -> None:
         self.tasks = tasks
         self._timeouts = {t.name: registry.as_seconds(t.settings.timeout) for t in tasks}
@@ -52,16 +65,29 @@ class Runner:
         self._state = state
         self._limit = limit
         self._pid = os.getpid()
+        self._layers = {t.name: (*middleware, *t.settings.middleware) for t in tasks}
+        self._context = contextvars.Context() if context is None else context.copy()
+        # The one value in it that is known to be changed in place.
+        self._has_decimals = any(each.name == "decimal_context" for each in self._context)
 
     def run(self, attempt: Attempt) -> Outcome:
-        """Run the task to its end. Never raises."""
+        """Run the task to its end. Never raises.
+
+        Each run has a copy of what ``[tasks] setup`` has put into context variables: what a task
+        puts there is not seen by the next one of its thread.
+        """
+        return self._context.copy().run(self._run, attempt)
+
+    def _run(self, attempt: Attempt) -> Outcome:
+        if self._has_decimals:
+            decimal.setcontext(decimal.getcontext().copy())
         claimed = attempt.claimed
         task = self.tasks.get(claimed.task)
         if task is None:  # another version of this program claimed it under this id
             return HandedBack(1.0)
         attempt.max_attempts = task.settings.max_attempts
         attempt.timeout = self.timeout_of(claimed)
-        before = current.set(attempt)
+        current.set(attempt)
         try:
             outcome = self._attempted(task, attempt)
             if os.getpid() != self._pid:
@@ -73,7 +99,6 @@ class Runner:
             outcome = outcomes.of_error_whatever(task, attempt, error)
         finally:
             attempt.has_ended = True
-            current.reset(before)
         attempt.lines = None
         if attempt.ledger is not None:
             attempt.ledger.journal.forget()
@@ -128,17 +153,26 @@ class Runner:
     def _call(
         self, task: Task[..., Any], attempt: Attempt, args: list[Any], kwargs: dict[str, Any]
     ) -> Any:
-        if task.binder.context is not None:
+        layers, given = self._layers[task.name], None
+        if layers or task.binder.context is not None:
             kind = AsyncContext if task.is_async else Context
             given = kind(attempt, self._conductor, self._state)
             if task.is_async:
                 given.conductor = self._awaitable
-            task.binder.give(given, args, kwargs)
+            if task.binder.context is not None:
+                task.binder.give(given, args, kwargs)
         if task.is_async:
             if attempt.claimed.flags & Flag.HAS_LEDGER and task.binder.context is not None:
                 calls.opened(attempt, self._conductor).load()
-            return self._loop.call(attempt, lambda: task.function(*args, **kwargs))
+            if not layers:
+                return self._loop.call(attempt, lambda: task.function(*args, **kwargs))
+            return self._loop.call(
+                attempt, lambda: around_async(layers, given, lambda: task.function(*args, **kwargs))
+            )
         attempt.code = getattr(task.function, "__code__", None)
+        if layers:
+            call = partial(around, layers, given, lambda: task.function(*args, **kwargs))
+            return call() if attempt.timeout is None else interruptible(attempt, call)
         if attempt.timeout is None:
             return task.function(*args, **kwargs)
         return interruptible(attempt, lambda: task.function(*args, **kwargs))

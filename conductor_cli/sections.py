@@ -156,6 +156,14 @@ def _modules(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _functions(value: object) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError
+    if not all(isinstance(name, str) and re.fullmatch(rf"{_NAME}:{_NAME}", name) for name in value):
+        raise ValueError
+    return tuple(value)
+
+
 def _comma_separated(text: str) -> object:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -252,6 +260,9 @@ class Tasks(Section):
     )
     setup: str | None = _key(None, _text('"module:function"', rf"{_NAME}:{_NAME}"))
     max_payload: int = _key(1_048_576, _integer(1, 255 * 1_048_576))  # more jsonb cannot hold
+    middleware: tuple[str, ...] = _key(
+        (), Kind('a list of "module:function"', _functions, _comma_separated)
+    )
 
 
 @dataclass(frozen=True)

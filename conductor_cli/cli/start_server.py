@@ -106,6 +106,7 @@ def _serve_here(given: options.Given, config: Config, queues: Sequence[str], *, 
             config,
             lambda shown: Front(shown, config, lambda: daemon.described(orchestrator)),
         )
+        orchestrator.enter_by(server.in_main)
         given.leaves_threads = True
         code = server.run()
     daemon.let_go(given, server)
