@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
@@ -147,6 +147,7 @@ class Attempt:
         "cancel",
         "claimed",
         "code",
+        "context",
         "deadline",
         "failure",
         "has_ended",
@@ -177,6 +178,7 @@ class Attempt:
         self.stuck: StepError | None = None  # by which the run ends, whatever the code does
         self.code: CodeType | None = None  # of the task's function, where it is a plain one
         self.failure: BaseException | None = None  # by which the run has ended
+        self.context: Context | None = None  # in which that was raised
         self.lines: Lines | None = None  # made when first used
         self.ledger: Ledger | None = None  # made when first used
         self.jobs: SimpleQueue[Callable[[], None] | None] | None = (

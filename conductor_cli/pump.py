@@ -33,6 +33,7 @@ from conductor_cli.store.endings import Leaving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from contextvars import Context
     from uuid import UUID
 
     from conductor_cli.catalog import TaskSet
@@ -421,12 +422,19 @@ def _flagged(finished: Finished, outcome: Outcome) -> Finished:
     return Finished(finished.claimed, outcome, finished.seconds, flagged=True)
 
 
-def tell_failure(queue: str, claimed: Claimed, outcome: Outcome, error: BaseException) -> None:
+def tell_failure(
+    queue: str,
+    claimed: Claimed,
+    outcome: Outcome,
+    error: BaseException,
+    context: Context | None = None,
+) -> None:
     """Give it to those who listen to logging, if the run has failed."""
     if not isinstance(outcome, (Failed, Retrying)) or outcome.error is None:
         return
     telemetry.failure(
         error, f"{outcome.error.type}: {outcome.error.message}", final=isinstance(outcome, Failed),
+        context=context,
         task=claimed.task, queue=queue, execution=str(claimed.id), attempt=claimed.attempt,
         run=claimed.runs, delay=outcome.delay if isinstance(outcome, Retrying) else None,
     )  # fmt: skip

@@ -96,6 +96,7 @@ class Runner:
             if os.getpid() != self._pid:
                 end_child(error)
             attempt.failure = error
+            attempt.context = attempt.context or contextvars.copy_context()
             outcome = outcomes.of_error_whatever(task, attempt, error)
         finally:
             attempt.has_ended = True
@@ -310,6 +311,7 @@ async def _guarded(
         told = None, await make()
     except BaseException as error:
         told = error, None
+        attempt.context = contextvars.copy_context()
     if os.getpid() != pid:
         end_child(told[0])
     attempt.has_ended = True

@@ -263,12 +263,13 @@ class Slot(Service):
             outcome = self._runner.run(attempt)
             self.attempt = None
             failure, attempt.failure = attempt.failure, None
+            context, attempt.context = attempt.context, None
             if not attempt.decide():
                 self._on_returned(self, attempt)
                 return  # given up on, and replaced
             if failure is not None:
-                tell_failure(self._queue, claimed, outcome, failure)
-                del failure
+                tell_failure(self._queue, claimed, outcome, failure, context)
+            del failure, context
             seconds_run, ledger = clock() - started, attempt.ledger
             if ledger is None:
                 holding.finish(Finished(claimed, outcome, seconds_run))

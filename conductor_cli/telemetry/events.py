@@ -19,6 +19,7 @@ from conductor_cli.telemetry.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextvars import Context
     from typing import TextIO, TypeAlias
 
     from conductor_cli.telemetry.lines import Form
@@ -73,9 +74,20 @@ def flush(timeout: float) -> bool:
     return writer.flush(max(0.0, until - time.monotonic())) and told
 
 
-def failure(error: BaseException, told: str, *, final: bool, task: str, **fields: object) -> None:
-    """A record of the logger "conductor.task" about a run that failed; see ``failures``."""
-    failures.tell(error, told, {"task": task, **fields}, final=final)
+def failure(
+    error: BaseException,
+    told: str,
+    *,
+    final: bool,
+    task: str,
+    context: Context | None = None,
+    **fields: object,
+) -> None:
+    """A record of the logger "conductor.task" about a run that failed; see ``failures``.
+
+    ``context``: in which handlers are called; None: a copy of this one.
+    """
+    failures.tell(error, told, {"task": task, **fields}, final=final, context=context)
 
 
 def write(text: str) -> None:

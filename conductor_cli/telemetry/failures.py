@@ -39,7 +39,13 @@ class Failures:
         os.register_at_fork(after_in_child=self._begin_in_child)
 
     def tell(
-        self, error: BaseException, told: str, fields: Mapping[str, object], *, final: bool
+        self,
+        error: BaseException,
+        told: str,
+        fields: Mapping[str, object],
+        *,
+        final: bool,
+        context: Context | None = None,
     ) -> None:
         """An ERROR for a ``final`` failure, a WARNING for one that is retried. Never waits."""
         try:
@@ -55,7 +61,7 @@ class Failures:
                 (fields["task"], text.bare(text.safe(told))),
                 (type(error), error, error.__traceback__), extra=dict(fields),
             )  # fmt: skip
-            self._items.put((copy_context(), record))
+            self._items.put((copy_context() if context is None else context, record))
             if self._thread is None:
                 self._start()
         except Exception:

@@ -168,15 +168,21 @@ def test_a_handler_sees_the_context_of_the_task(
     conductor: Conductor, start: Any, tracker: Tracker
 ) -> None:
     @task(max_attempts=1)
-    def of_a_tenant() -> None:
+    def plain() -> None:
         tenant.set("acme")
         raise ValueError
 
-    start(of_a_tenant)
-    with pytest.raises(ExecutionFailed):
-        conductor.wait(conductor.invoke(of_a_tenant), timeout=20)
-    assert len(tracker.told) == 1
-    assert tracker.tenants == ["acme"]
+    @task(max_attempts=1)
+    async def coroutine() -> None:
+        tenant.set("emca")
+        raise ValueError
+
+    start(plain, coroutine)
+    for each in (plain, coroutine):
+        with pytest.raises(ExecutionFailed):
+            conductor.wait(conductor.invoke(each), timeout=20)
+    assert len(tracker.told) == 2
+    assert tracker.tenants == ["acme", "emca"]
 
 
 def test_a_handler_that_blocks_holds_up_nobody(
