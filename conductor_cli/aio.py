@@ -12,12 +12,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from conductor_cli import borrowed, errors, payloads, registry, sending, waiting
 from conductor_cli.client import Conductor
 from conductor_cli.payloads import DEFAULT_LIMIT
 from conductor_cli.service import Deadline
+from conductor_cli.threads import outcome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -226,7 +227,13 @@ class AsyncConductor:
 
     async def _run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         bound = partial(contextvars.copy_context().run, call, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._pool(), bound)
+        # A payload's own code may raise a StopIteration, which no future can carry.
+        error, value = await asyncio.get_running_loop().run_in_executor(
+            self._pool(), outcome, bound
+        )
+        if error is not None:
+            raise error
+        return cast("R", value)
 
     def _pool(self) -> ThreadPoolExecutor:
         with self._lock:

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
@@ -147,7 +147,9 @@ class Attempt:
         "cancel",
         "claimed",
         "code",
+        "context",
         "deadline",
+        "failure",
         "has_ended",
         "insisted",
         "interrupted",
@@ -159,12 +161,14 @@ class Attempt:
         "shielded",
         "stuck",
         "thread_id",
+        "timeout",
     )
 
     def __init__(self, claimed: Claimed, deadline: float | None = None) -> None:
         self.claimed = claimed
         self.max_attempts = 1  # of the task; whoever runs it says
         self.deadline = deadline  # on the monotonic clock
+        self.timeout: float | None = None  # in seconds; whoever runs it says
         self.thread_id: int | None = None
         self.interrupted = False
         self.shielded = False
@@ -173,6 +177,8 @@ class Attempt:
         self.has_ended = False  # the main line has: no call of the context does anything now
         self.stuck: StepError | None = None  # by which the run ends, whatever the code does
         self.code: CodeType | None = None  # of the task's function, where it is a plain one
+        self.failure: BaseException | None = None  # by which the run has ended
+        self.context: Context | None = None  # in which that was raised
         self.lines: Lines | None = None  # made when first used
         self.ledger: Ledger | None = None  # made when first used
         self.jobs: SimpleQueue[Callable[[], None] | None] | None = (
@@ -191,6 +197,11 @@ class Attempt:
                 if self._signal is None:
                     self._signal = Signal()
         return self._signal
+
+    @property
+    def time_is_up(self) -> str:
+        """What a timeout is told with."""
+        return "timed out" if self.timeout is None else f"timed out after {self.timeout:g} s"
 
     def decide(self) -> bool:
         """Take the right to say how this attempt ended; True for the first who asks."""

@@ -22,6 +22,7 @@ from psycopg.pq import ConnStatus, ExecStatus, Format, PipelineStatus, Transacti
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from psycopg import abc
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGconn, PGresult
 
@@ -31,6 +32,13 @@ CONNECT_TIMEOUT: Final = 5
 LOOK_UP: Final = 0.1  # seconds between looks at whether the wait has been long enough, as psycopg's
 
 _ROBBED: Final[list[PGconn]] = []
+
+
+class Unreadable:
+    """Stands for a value of a row that Python cannot hold, and tells why."""
+
+    def __init__(self, column: str, error: Exception) -> None:
+        self.column, self.error = column, error
 
 
 class Silent(psycopg.OperationalError):
@@ -106,9 +114,11 @@ class Impatient(psycopg.Connection[Any]):
         sql: str,
         values: Sequence[str | None],
         make: Callable[[Sequence[Any]], T] | None = None,
+        keep: Callable[[PGresult], object] = lambda _: None,
     ) -> list[T]:
         """Execute a statement, with parameters ``$1``, ``$2``... as text; its rows, made by
-        ``make`` of their columns. Without it they are not looked at.
+        ``make`` of their columns. Without it they are not looked at. ``keep`` is given the
+        result before any of it is read.
 
         By libpq itself: a cursor would take a third as long as Postgres does. The statement is
         prepared when first used; only for sessions that are one's own.
@@ -125,6 +135,7 @@ class Impatient(psycopg.Connection[Any]):
                 self._owes = True
                 return []
             result = self._answer(sql, given)
+            keep(result)
             return [] if make is None else self._rows(result, make)
 
     @contextmanager
@@ -151,6 +162,18 @@ class Impatient(psycopg.Connection[Any]):
         except Silent:
             self._give_up()
             raise
+
+    def perform_each(
+        self, sql: str, values: Sequence[str | None], make: Callable[[Sequence[Any]], T]
+    ) -> tuple[list[T], list[list[Any]]]:
+        """As ``perform``; a row that cannot be read costs nobody but itself, see ``each_row``."""
+        results: list[PGresult] = []
+        try:
+            return self.perform(sql, values, make, results.append), []
+        except Exception:
+            if not results:  # Postgres has refused the statement, or has not answered
+                raise
+        return each_row(self, results[0], make)
 
     def _answer(self, sql: str, given: Sequence[bytes | None]) -> PGresult:
         is_alone = self.pgconn.transaction_status == TransactionStatus.IDLE
@@ -269,6 +292,34 @@ class _Speaking:
                 self._conn.pgconn.finish()
         finally:
             self._lock.release()
+
+
+def each_row(
+    conn: psycopg.Connection[Any], result: PGresult, make: Callable[[Sequence[Any]], T]
+) -> tuple[list[T], list[list[Any]]]:
+    """The rows that can be read, and the columns of those that cannot: each is its value, or
+    ``Unreadable``."""
+    transformer = Transformer(conn)
+    transformer.set_pgresult(result)
+    rows: list[T] = []
+    spoilt: list[list[Any]] = []
+    for row in range(result.ntuples):
+        try:
+            rows += transformer.load_rows(row, row + 1, make)
+        except Exception:
+            spoilt.append([_column(transformer, result, row, n) for n in range(result.nfields)])
+    return rows, spoilt
+
+
+def _column(transformer: abc.Transformer, result: PGresult, row: int, column: int) -> Any:
+    value = result.get_value(row, column)
+    if value is None:
+        return None
+    loader = transformer.get_loader(result.ftype(column), Format(result.fformat(column)))
+    try:
+        return loader.load(value)
+    except Exception as error:
+        return Unreadable((result.fname(column) or b"?").decode(), error)
 
 
 def refuse_dead(conn: psycopg.Connection[Any]) -> None:

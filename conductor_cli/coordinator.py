@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import msgspec
@@ -23,8 +23,10 @@ from conductor_cli.maintenance import Dispatcher, Pruner, Registrar, Rescuer
 from conductor_cli.registration import Definitions, register
 from conductor_cli.runner import EventLoop, Runner
 from conductor_cli.scheduler import LOOK_AGAIN, JobScheduler
+from conductor_cli.sections import Tasks
 from conductor_cli.service import Deadline
 from conductor_cli.signals import Beaten, Heartbeat, Identity, Listener
+from conductor_cli.surroundings import Surroundings
 from conductor_cli.worker import JobWorker
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class JobCoordinator:
         specs: Sequence[WorkerSpec],
         settings: Settings,
         *,
-        state: Callable[[], Any] = lambda: None,
+        surroundings: Surroundings | None = None,
         on_death: Callable[[Service, BaseException], None] | None = None,
         on_recorded: Callable[[Recorded], None] | None = None,
     ) -> None:
@@ -74,7 +76,7 @@ class JobCoordinator:
         self._identity = identity
         self._specs = specs
         self._settings = settings
-        self._state = state
+        self._surroundings = surroundings or Surroundings(Tasks())
         self._on_death = on_death or _ignore
         self._on_recorded = on_recorded
         self._lock = threading.Lock()
@@ -190,8 +192,9 @@ class JobCoordinator:
         lane: SuspectLane,
     ) -> JobWorker:
         runner = Runner(
-            spec.tasks, conductor=self._conductor, loop=loop, state=self._state(),
-            limit=self._conductor.max_payload,
+            spec.tasks, conductor=self._conductor, loop=loop, state=self._surroundings.state,
+            limit=self._conductor.max_payload, context=self._surroundings.context,
+            middleware=self._surroundings.middleware,
         )  # fmt: skip
         return JobWorker(
             spec, runner=runner, database=self._database, owner=self._identity.id,
@@ -238,6 +241,10 @@ class JobCoordinator:
 
         gauges: tuple[tuple[str, str, Reader, tuple[str, ...]], ...] = (
             ("conductor_running", "Tasks running now.", by_queue(lambda w: w.running), ("queue",)),
+            (
+                "conductor_stuck_threads", "Threads that run a task which was given up on.",
+                by_queue(lambda w: w.stuck), ("queue",),
+            ),
             (
                 "conductor_in_hand", "Executions claimed and not yet recorded.",
                 by_queue(lambda w: w.holding.in_hand), ("queue",),

@@ -26,7 +26,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from conductor_cli import driver_errors, errors, pooler
 from conductor_cli.config import redacted
-from conductor_cli.connections import CONNECT_TIMEOUT, Impatient, refuse_dead
+from conductor_cli.connections import CONNECT_TIMEOUT, Impatient, each_row, refuse_dead
 from conductor_cli.parameters import text as parameter_text
 
 if TYPE_CHECKING:
@@ -81,6 +81,23 @@ class Statement(Generic[R]):
             with pooler.limited(conn):
                 cursor.execute(self.sql, parameters)
             return cursor.fetchall()
+
+    def each(self, conn: Connection, /, **parameters: Any) -> tuple[list[R], list[list[Any]]]:
+        """As ``all``, for a statement that has done something to its rows: those that can be read,
+        and the columns of the others (see ``connections.each_row``)."""
+        if pooler.is_own_session(conn) and conn.can_perform:
+            names, text = _numbered(self.sql)
+            given = [parameter_text(parameters[name]) for name in names]
+            return conn.perform_each(text, given, _maker(self.row))
+        with conn.cursor(binary=True, row_factory=_factory(self.row)) as cursor:
+            with pooler.limited(conn):
+                cursor.execute(self.sql, parameters)
+            try:
+                return cursor.fetchall(), []
+            except Exception:
+                if (result := cursor.pgresult) is None:
+                    raise
+            return each_row(conn, result, _maker(self.row))
 
     def run(self, conn: Connection, /, **parameters: Any) -> None:
         """Run one that has no rows."""

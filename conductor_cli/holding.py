@@ -11,7 +11,6 @@ not hoarded.
 from __future__ import annotations
 
 import math
-import random
 import threading
 import time
 from collections import Counter, deque
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from conductor_cli import entropy
 from conductor_cli.models import Claimed, Completed, HandedBack, Outcome
 from conductor_cli.store.claims import START, Place
 
@@ -195,7 +195,10 @@ class Holding:
             waiting = len(self._outbox)
             if self._active and waiting < MANY and limit < MANY:
                 return None
-            finished = self._drain(now)
+            # Results that wait to be recorded with others hold up nothing else: they go along with
+            # whatever is to be done, and at a stop at once.
+            waits = self._claiming and not (limit or look or reconcile) and now < self._flush_at()
+            finished = [] if waits else self._drain(now)
             if not (finished or limit or look or reconcile):
                 return None
             if look:
@@ -207,9 +210,9 @@ class Holding:
 
     def linger(self) -> float:
         """Seconds worth waiting for a larger batch; zero unless outcomes come thick and fast."""
-        waiting, now = len(self._outbox), time.monotonic()
-        if self._config.flush_interval is not None and waiting:
-            return max(0.0, self._flushed_at + self._config.flush_interval - now)
+        waiting = len(self._outbox)
+        if self._config.flush_interval is not None:  # see plan()
+            return 0.0
         running = self._taken - self._drained - waiting
         if self._rate < 2000 or waiting >= MANY or running <= MANY - waiting:
             return 0.0
@@ -227,18 +230,28 @@ class Holding:
             if self._half_dry:
                 moments.append(self._start_until)
             moments.append(self._reconcile_at)
+            if self._outbox:
+                moments.append(self._flush_at())
             return max(0.001, min(moments) - now)
 
-    def received(self, plan: Plan, claimed: Sequence[Claimed]) -> None:
-        """The exchange is done: its outcomes are settled, and these are ours to run."""
+    def received(
+        self, plan: Plan, claimed: Sequence[Claimed], spoilt: Sequence[Finished] = ()
+    ) -> None:
+        """The exchange is done: its outcomes are settled, and these are ours to run. ``spoilt``
+        were claimed as well, and cannot be."""
         with self._lock:
             self._reserved -= plan.limit
-            self._taken += len(claimed)
+            self._taken += len(claimed) + len(spoilt)
             self._in_flight.discard(plan.token)
+            if claimed or spoilt:
+                self._tokens[plan.token] = len(claimed) + len(spoilt)
+            self._outbox.extend(spoilt)
             if claimed:
-                self._tokens[plan.token] = len(claimed)
                 self._size = sum([len(each.payload) for each in claimed]) / len(claimed)
-            if plan.limit:
+            if spoilt:
+                self._start, self._start_until = START, 0.0
+                self._version += 1
+            elif plan.limit:
                 self._remember_place(plan, claimed)
             self._settle(plan.finished)
             if claimed and self.inbox.empty():
@@ -360,9 +373,13 @@ class Holding:
         most = min(MOST_AHEAD, BYTES_AHEAD / max(self._size, 1.0))
         return int(min(most, AHEAD * min(self._rate, possible)))
 
+    def _flush_at(self) -> float:
+        """Until when results may wait to be recorded together."""
+        return self._flushed_at + (self._config.flush_interval or 0.0)
+
     def _poll(self) -> float:
         trusting = TRUSTING_POLL if self._trusts_listener() else 0.0
-        return max(self._config.poll_interval, trusting) * random.uniform(0.9, 1.0)
+        return max(self._config.poll_interval, trusting) * entropy.uniform(0.9, 1.0)
 
     def _drain(self, now: float) -> list[Finished]:
         while self._locked_out and self._locked_out[0][0] <= now:
@@ -399,7 +416,7 @@ class Holding:
     def _planned(
         self, finished: list[Finished], limit: int, look: bool, reconcile: bool, now: float
     ) -> Plan:
-        token = random.getrandbits(63)
+        token = entropy.bits(63)
         self._active += 1
         self._reserved += limit
         if limit:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT for a program that embeds an orchestrator."""
+"""SIGTERM, SIGINT and SIGHUP for a program that embeds an orchestrator."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ SECOND_SIGNAL_AFTER: Final = 1.0
 
 
 class Signals:
-    """While entered: SIGTERM and SIGINT stop, a later second one hurries. Main thread only.
+    """While entered: SIGTERM, SIGINT and SIGHUP stop, a later second one hurries. Main thread only.
 
-    The handler only leaves a note; a thread acts on it.
+    SIGHUP is left alone where the program ignores it, as under ``nohup``, or has a handler of its
+    own, unless ``owns_hangup``. The handler only leaves a note; a thread acts on it.
     """
 
-    def __init__(self, stop: Callable[[], None], hurry: Callable[[], None]) -> None:
+    def __init__(
+        self, stop: Callable[[], None], hurry: Callable[[], None], *, owns_hangup: bool = False
+    ) -> None:
         self._stop, self._hurry = stop, hurry
+        self._owns_hangup = owns_hangup
         self._notes: SimpleQueue[float | None] = SimpleQueue()  # its put() is reentrant
         self._before: dict[signal.Signals, Any] = {}
         self.was_asked = False
         self._pid = os.getpid()
 
     def __enter__(self) -> Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, *self._hangup()):
             self._before[number] = signal.signal(number, self._note)
         threading.Thread(target=self._act, name="signals", daemon=True).start()
         return self
@@ -41,6 +45,11 @@ class Signals:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
         self._notes.put(None)
+
+    def _hangup(self) -> list[signal.Signals]:
+        found = signal.getsignal(signal.SIGHUP)
+        takes = found is signal.SIG_DFL or (self._owns_hangup and found is not signal.SIG_IGN)
+        return [signal.SIGHUP] if takes else []
 
     def _note(self, number: int, _frame: object) -> None:
         if os.getpid() == self._pid:

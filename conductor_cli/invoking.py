@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC
@@ -12,7 +10,7 @@ from uuid import UUID
 
 import msgspec
 
-from conductor_cli import errors, payloads, registry
+from conductor_cli import entropy, errors, payloads, registry
 from conductor_cli.registry import ConfiguredTask, Invocation, InvokeOptions, Task
 
 Ids = list[UUID]
@@ -53,7 +51,7 @@ def ids(rows: Sequence[Row], met: Mapping[UUID, UUID]) -> Ids:
 def new_id() -> UUID:
     """A version 7 UUID (RFC 9562): it sorts by time, to the millisecond."""
     milliseconds = time.time_ns() // 1_000_000
-    noise = _noise.getrandbits(74)
+    noise = entropy.bits(74)
     return UUID(
         int=(milliseconds << 80) | (7 << 76) | (noise >> 62 << 64) | (2 << 62) | (noise & _LOW)
     )
@@ -65,14 +63,18 @@ def ids_in_order() -> Callable[[], UUID]:
     What is inserted together then stands together in the primary key, in the order of the queue.
     """
     moment, last = 0, 0
+    noise = iter(entropy.words(0))
 
     def make() -> UUID:
-        nonlocal moment, last
+        nonlocal moment, last, noise
         if time.time_ns() // 1_000_000 > moment:
             last = new_id().int & ~_ROOM
             moment = last >> 80
         else:
-            last += 1 + _noise.getrandbits(32)
+            if (word := next(noise, None)) is None:
+                noise = iter(entropy.words(256))
+                word = next(noise)
+            last += 1 + word
         return UUID(int=last)
 
     return make
@@ -80,9 +82,6 @@ def ids_in_order() -> Callable[[], UUID]:
 
 _LOW: Final = (1 << 62) - 1
 _ROOM: Final = 1 << 61  # so that half a billion follow before a bit that means something is reached
-_noise: Final = random.Random(os.urandom(32))  # one call of it is atomic
-# A forked child must not repeat its parent's ids.
-os.register_at_fork(after_in_child=lambda: _noise.seed(os.urandom(32)))
 
 
 def checked(given: Mapping[str, Any]) -> InvokeOptions:

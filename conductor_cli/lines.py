@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from conductor_cli.attempt import Attempt
 
-_POOLS: Final = ("threading", "concurrent.futures", "multiprocessing.pool")
+_POOLS: Final = ("threading", "concurrent.futures", "multiprocessing.pool", "conductor_cli.threads")
 """Modules whose functions call those of others in threads of theirs."""
 
 _RUNNER: Final = "conductor_cli.runner"

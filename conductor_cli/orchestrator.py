@@ -5,7 +5,6 @@ It opens no port and never ends the process: only the command does.
 
 from __future__ import annotations
 
-import importlib
 import os
 import socket
 import threading
@@ -15,6 +14,7 @@ from concurrent.futures import TimeoutError as FuturesTimeout
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -31,6 +31,7 @@ from conductor_cli.models import DrainReport
 from conductor_cli.pump import Recorded, Retention
 from conductor_cli.registration import Definitions
 from conductor_cli.signals import Identity
+from conductor_cli.surroundings import Surroundings
 from conductor_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ class Orchestrator:
         self._lock = threading.Lock()
         self._stack = ExitStack()
         self._coordinator: JobCoordinator | None = None
-        self._state: Any = None
+        self._surroundings = Surroundings(config.tasks)
+        self._in_main: Callable[[Callable[[], Any]], Any] = _here
         self._phase = _Phase.IDLE
         self._is_asked = False  # to stop, while it started
         self._death: BaseException | None = None
@@ -165,8 +167,8 @@ class Orchestrator:
     def start(self, *, signals: bool = True) -> None:
         """Bring the schema up to date, register, and start everything; returns when all are up.
 
-        ``signals``: in the main thread, stop gracefully on SIGTERM and SIGINT. Raises what keeps
-        it from starting: DatabaseUnavailable, SchemaMissing, SchemaTooNew.
+        ``signals``: in the main thread, stop gracefully on SIGTERM, SIGINT and SIGHUP. Raises what
+        keeps it from starting: DatabaseUnavailable, SchemaMissing, SchemaTooNew.
         """
         telemetry.emit("server.starting", server=str(self._id), version=__version__)
         self._begin(lambda: self.job_coordinator)
@@ -196,6 +198,12 @@ class Orchestrator:
             error = self.stopped.exception()
             if isinstance(error, errors.ShutdownTimeout):
                 raise error
+
+    def enter_by(self, in_main: Callable[[Callable[[], Any]], Any]) -> None:
+        """Have ``[tasks] setup`` entered and left by ``in_main``, which calls what it is given in
+        the main thread and returns what that returns; by default the thread that starts or stops.
+        """
+        self._in_main = in_main
 
     def hurry(self) -> None:
         """Let a stop that is under way hand back at once what still runs."""
@@ -266,7 +274,7 @@ class Orchestrator:
         try:
             install(self.conductor)
             self.conductor.database.make_room(pool_size(self._specs))
-            self._enter_state()
+            self._enter_surroundings()
             self._coordinator = coordinator()
             self._coordinator.start()
         except BaseException:
@@ -300,12 +308,12 @@ class Orchestrator:
         )
         return JobCoordinator(
             self.conductor, identity, self._specs, settings,
-            state=lambda: self._state, on_death=self._died, on_recorded=on_recorded,
+            surroundings=self._surroundings, on_death=self._died, on_recorded=on_recorded,
         )  # fmt: skip
 
-    def _enter_state(self) -> None:
-        setup = self._config.tasks.setup
-        self._state = None if setup is None else self._stack.enter_context(state_of(setup))
+    def _enter_surroundings(self) -> None:
+        self._in_main(self._surroundings.__enter__)
+        self._stack.push(lambda *exc: self._in_main(partial(self._surroundings.__exit__, *exc)))
 
     def _stop(self) -> None:
         telemetry.emit("server.stopping", server=str(self._id))
@@ -327,6 +335,10 @@ class Orchestrator:
         if error is None:
             self.stopped.set_result(None)
         else:
+            if isinstance(error, StopIteration):  # no task that awaits the future would be told
+                told = RuntimeError("[tasks] setup raised StopIteration at its end")
+                told.__cause__ = error
+                error = told
             self.stopped.set_exception(error)
 
     def _died(self, _service: Service, error: BaseException) -> None:
@@ -393,10 +405,5 @@ def _refuse_unknown_queues(queues: Sequence[str], tasks: TaskSet) -> None:
             raise errors.ConfigError(f"No task is in the queue {queue!r}; there are: {known}.")
 
 
-def state_of(setup: str) -> Any:
-    """The context manager that yields ctx.state, made by "module:function"; raises ConfigError."""
-    module, _, name = setup.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError) as error:
-        raise errors.ConfigError(f"[tasks] setup = {setup!r} cannot be loaded: {error}") from error
+def _here(call: Callable[[], Any]) -> Any:
+    return call()

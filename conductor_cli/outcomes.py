@@ -17,7 +17,7 @@ from conductor_cli.errors import (
     TaskSignal,
     TaskTimeout,
 )
-from conductor_cli.failure import MESSAGE_LIMIT, clean, describe, text
+from conductor_cli.failure import MESSAGE_LIMIT, NAME_LIMIT, clean, describe, text
 from conductor_cli.models import Cancelled, ExecutionError, Failed, HandedBack, Retrying
 
 if TYPE_CHECKING:
@@ -26,13 +26,27 @@ if TYPE_CHECKING:
     from conductor_cli.registry import Task
 
 
+def of_error_whatever(task: Task[..., Any], attempt: Attempt, error: BaseException) -> Outcome:
+    """As ``of_error``, also where the error's own code raises when it is asked: a group's
+    ``derive``, a class without a name."""
+    try:
+        return of_error(task, attempt, error)
+    except BaseException as worse:
+        return Failed(
+            ExecutionError(
+                clean(text(type(error)), NAME_LIMIT),
+                clean(f"What it raised cannot be described: {text(worse)}", MESSAGE_LIMIT),
+            )
+        )
+
+
 def of_error(task: Task[..., Any], attempt: Attempt, error: BaseException) -> Outcome:
     """How a run ends whose task has raised ``error``."""
-    claimed, error = attempt.claimed, _out_of_group(error)
+    error = _out_of_group(error)
     if (decided := _whatever_is_raised(task, attempt, error)) is not None:
         return decided
     if isinstance(error, Suspension):
-        return _left(task, claimed, error)
+        return _left(task, attempt, error)
     journal = None if attempt.ledger is None else attempt.ledger.journal
     match error:
         case Cancel(reason=reason):
@@ -50,14 +64,22 @@ def _failed(task: Task[..., Any], attempt: Attempt, error: BaseException) -> Out
         case Retry():
             return _again(task, attempt.claimed, error)
         case asyncio.CancelledError():
-            return _cancelled(task, attempt.claimed, attempt.abort_reason, error)
+            return _cancelled(task, attempt, error)
         case _:
             return _failure(task, attempt.claimed, error)
 
 
-def timed_out(task: Task[..., Any], claimed: Claimed) -> Outcome:
-    """The outcome of an attempt that did not return after its timeout."""
-    return _failure(task, claimed, TaskTimeout("timed out, and did not stop when asked to"))
+def given_up(task: Task[..., Any], attempt: Attempt, grace: float) -> Outcome:
+    """How a run ends that goes on after its timeout, whatever it is told."""
+    where = "on the event loop" if task.is_async else "in its thread"
+    told = f"{attempt.time_is_up}, did not stop within {grace:g} s, and still runs {where}"
+    return _failure(task, attempt.claimed, TaskTimeout(told))
+
+
+def too_late(task: Task[..., Any], attempt: Attempt) -> Outcome:
+    """How a run ends that returned after its timeout."""
+    told = f"{attempt.time_is_up}; it returned later, and its result is dropped"
+    return _failure(task, attempt.claimed, TaskTimeout(told))
 
 
 def _whatever_is_raised(
@@ -79,13 +101,16 @@ def _whatever_is_raised(
     return None
 
 
-def _left(task: Task[..., Any], claimed: Claimed, error: Suspension) -> Outcome:
+def _left(task: Task[..., Any], attempt: Attempt, error: Suspension) -> Outcome:
+    claimed = attempt.claimed
     match error:
         case Suspending(outcome=outcome):
             return outcome
         case Cancelling(reason=reason):
             return _cancel(reason)
         case TaskTimeout():
+            if not error.args:  # it was raised into the thread, which takes no text along
+                error.args = (f"{attempt.time_is_up}, and stopped",)
             return _failure(task, claimed, error)
         case _:
             return HandedBack(0.0)
@@ -110,16 +135,15 @@ def _out_of_group(error: BaseException) -> BaseException:
     return error
 
 
-def _cancelled(
-    task: Task[..., Any], claimed: Claimed, why: Abort | None, error: BaseException
-) -> Outcome:
-    match why:
+def _cancelled(task: Task[..., Any], attempt: Attempt, error: BaseException) -> Outcome:
+    claimed = attempt.claimed
+    match attempt.abort_reason:
         case None:
             return _failure(task, claimed, error)
         case Abort.CANCELLED:
             return Cancelled(None)
         case Abort.TIMEOUT:
-            return _failure(task, claimed, TaskTimeout("timed out"))
+            return _failure(task, claimed, TaskTimeout(f"{attempt.time_is_up}, and stopped"))
         case Abort.SHUTDOWN | Abort.LOST:
             return HandedBack(0.0)
 

@@ -33,6 +33,7 @@ from conductor_cli.store.endings import Leaving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from contextvars import Context
     from uuid import UUID
 
     from conductor_cli.catalog import TaskSet
@@ -104,6 +105,7 @@ class Pump(PeriodicService):
         self._on_recorded = on_recorded
         self._active = False
         self._settled: list[Finished] = []  # of the plan being carried out
+        self._spoilt: list[Finished] = []  # claimed by it, and unreadable
 
     def setup(self) -> None:
         self._link.get()
@@ -123,14 +125,14 @@ class Pump(PeriodicService):
         if plan is None:
             self.pause = self._holding.pause()
             return False
-        self._settled = []
+        self._settled, self._spoilt = [], []
         try:
             claimed = self._carry_out(plan)
         except BaseException:
             self._active = False
             self._holding.failed(plan, self.wake, self._settled)
             raise
-        self._holding.received(plan, claimed)
+        self._holding.received(plan, claimed, self._spoilt)
         return True
 
     def _carry_out(self, plan: Plan) -> Sequence[Claimed]:
@@ -163,11 +165,15 @@ class Pump(PeriodicService):
         except Exception as error:
             if is_locked(error):
                 return self._exchange(conn, self._without_locked(conn, ended), claim)
-            if is_bad_value(error):
+            if is_bad_value(error) and ended:
                 self._one_by_one(conn, ended, claim)
                 return self._exchange(conn, [], claim)
             raise
         self._account(conn, ended, done)
+        for each in done.spoilt:
+            outcome = Failed(describe(each.error))
+            tell_failure(self._queue, each.claimed, outcome, each.error)
+            self._spoilt.append(Finished(each.claimed, outcome, 0.0))
         if done.claimed:
             telemetry.emit("executions.claimed", count=len(done.claimed), queue=self._queue)
         return done.claimed
@@ -193,7 +199,7 @@ class Pump(PeriodicService):
                     continue
                 if not is_bad_value(error):
                     raise
-                bad = _refused(each, error)
+                bad = _refused(self._queue, each, error)
                 alone = [bad]
                 done = claims.exchange(conn, [self._ended(bad)], nothing)
             self._account(conn, alone, done)
@@ -217,7 +223,7 @@ class Pump(PeriodicService):
                 raise
             only = len(flagged) == 1
             for each in flagged:
-                self._finish(conn, [_refused(each, error) if only else each])
+                self._finish(conn, [_refused(self._queue, each, error) if only else each])
             return
         missing = {f.claimed.id for f in flagged} - {each.id for each in done}
         cancelled = [each.id for each in done if each.cancelled]
@@ -416,9 +422,28 @@ def _flagged(finished: Finished, outcome: Outcome) -> Finished:
     return Finished(finished.claimed, outcome, finished.seconds, flagged=True)
 
 
-def _refused(finished: Finished, error: Exception) -> Finished:
+def tell_failure(
+    queue: str,
+    claimed: Claimed,
+    outcome: Outcome,
+    error: BaseException,
+    context: Context | None = None,
+) -> None:
+    """Give it to those who listen to logging, if the run has failed."""
+    if not isinstance(outcome, (Failed, Retrying)) or outcome.error is None:
+        return
+    telemetry.failure(
+        error, f"{outcome.error.type}: {outcome.error.message}", final=isinstance(outcome, Failed),
+        context=context,
+        task=claimed.task, queue=queue, execution=str(claimed.id), attempt=claimed.attempt,
+        run=claimed.runs, delay=outcome.delay if isinstance(outcome, Retrying) else None,
+    )  # fmt: skip
+
+
+def _refused(queue: str, finished: Finished, error: Exception) -> Finished:
     """The same, failed: Postgres refuses a value of it."""
     failed = Failed(describe(error))
+    tell_failure(queue, finished.claimed, failed, error)
     return Finished(finished.claimed, failed, finished.seconds, flagged=finished.flagged)
 
 

@@ -24,6 +24,7 @@ from typing import (
 )
 
 from conductor_cli import filters, payloads, timing
+from conductor_cli import middleware as middleware_of
 from conductor_cli.context import AsyncContext, Context
 from conductor_cli.errors import ConductorError, PayloadError, TaskDefinitionError
 from conductor_cli.models import NAME_PATTERN
@@ -269,6 +270,7 @@ class TaskOptions:
     invocable: bool = True
     retain_completed: Seconds | bool | None = None
     retain_failed: Seconds | bool | None = None
+    middleware: Sequence[middleware_of.Layer] = ()
 
     def validate(self, task: Task[..., Any]) -> None:
         """Raise TaskDefinitionError for the first option that is wrong, naming the task's place."""
@@ -284,6 +286,7 @@ class TaskOptions:
             check_duration("timeout", self.timeout, positive=True)
             _check_retention("retain_completed", self.retain_completed)
             _check_retention("retain_failed", self.retain_failed)
+            middleware_of.check(self.middleware, is_async=task.is_async)
             self._check_triggers(task)
         except (TypeError, ValueError, ConductorError) as error:
             raise TaskDefinitionError(f"Task {task.name!r}, {task.place}: {error}") from None
@@ -340,6 +343,7 @@ def task(
     invocable: bool = True,
     retain_completed: Seconds | bool | None = None,
     retain_failed: Seconds | bool | None = None,
+    middleware: Sequence[middleware_of.Layer] = (),
 ) -> Decorator: ...
 def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a function a task.
@@ -352,7 +356,8 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     time. ``priority``: higher first. ``triggers``: made by :func:`cron` and :func:`on_event`.
     ``invocable=False``: only its triggers run it. ``retain_completed``, ``retain_failed``: seconds
     to keep an ended execution; 0 or False deletes at once, ``math.inf`` keeps for ever, None: the
-    configuration's.
+    configuration's. ``middleware``: context managers around each run, made by functions that are
+    given the context; they stand inside those of ``[tasks] middleware``.
 
     Raises TaskDefinitionError, naming the place, for options or a signature that cannot work.
     """

@@ -7,15 +7,16 @@ the thread that runs it.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import ctypes
+import decimal
 import inspect
 import os
-import sys
 import threading
-import traceback
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 from conductor_cli import calls, lines, outcomes, registry
 from conductor_cli.aio import AsyncConductor
@@ -23,16 +24,19 @@ from conductor_cli.attempt import Abort, current
 from conductor_cli.context import AsyncContext, Context
 from conductor_cli.errors import Fail, PayloadError, TaskTimeout
 from conductor_cli.failure import describe
+from conductor_cli.middleware import around, around_async
 from conductor_cli.models import Completed, Failed, Flag, HandedBack, Outcome
 from conductor_cli.service import Service
+from conductor_cli.threads import end_child
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
     from conductor_cli.attempt import Attempt
     from conductor_cli.catalog import TaskSet
     from conductor_cli.client import Conductor
     from conductor_cli.ledger import Ledger
+    from conductor_cli.middleware import Layer
     from conductor_cli.models import Claimed
     from conductor_cli.registry import Task
 
@@ -43,7 +47,15 @@ class Runner:
     """Runs attempts of a set of tasks. Shared by all threads of a process."""
 
     def __init__(
-        self, tasks: TaskSet, *, conductor: Conductor, loop: EventLoop, state: Any, limit: int
+        self,
+        tasks: TaskSet,
+        *,
+        conductor: Conductor,
+        loop: EventLoop,
+        state: Any,
+        limit: int,
+        context: contextvars.Context | None = None,
+        middleware: Sequence[Layer] = (),
     ) -> None:
         self.tasks = tasks
         self._timeouts = {t.name: registry.as_seconds(t.settings.timeout) for t in tasks}
@@ -53,26 +65,41 @@ class Runner:
         self._state = state
         self._limit = limit
         self._pid = os.getpid()
+        self._layers = {t.name: (*middleware, *t.settings.middleware) for t in tasks}
+        self._context = contextvars.Context() if context is None else context.copy()
+        # The one value in it that is known to be changed in place.
+        self._has_decimals = any(each.name == "decimal_context" for each in self._context)
 
     def run(self, attempt: Attempt) -> Outcome:
-        """Run the task to its end. Never raises."""
+        """Run the task to its end. Never raises.
+
+        Each run has a copy of what ``[tasks] setup`` has put into context variables: what a task
+        puts there is not seen by the next one of its thread.
+        """
+        return self._context.copy().run(self._run, attempt)
+
+    def _run(self, attempt: Attempt) -> Outcome:
+        if self._has_decimals:
+            decimal.setcontext(decimal.getcontext().copy())
         claimed = attempt.claimed
         task = self.tasks.get(claimed.task)
         if task is None:  # another version of this program claimed it under this id
             return HandedBack(1.0)
         attempt.max_attempts = task.settings.max_attempts
-        before = current.set(attempt)
+        attempt.timeout = self.timeout_of(claimed)
+        current.set(attempt)
         try:
             outcome = self._attempted(task, attempt)
             if os.getpid() != self._pid:
-                _end_child(None)
+                end_child(None)
         except BaseException as error:
             if os.getpid() != self._pid:
-                _end_child(error)
-            outcome = outcomes.of_error(task, attempt, error)
+                end_child(error)
+            attempt.failure = error
+            attempt.context = attempt.context or contextvars.copy_context()
+            outcome = outcomes.of_error_whatever(task, attempt, error)
         finally:
             attempt.has_ended = True
-            current.reset(before)
         attempt.lines = None
         if attempt.ledger is not None:
             attempt.ledger.journal.forget()
@@ -80,7 +107,8 @@ class Runner:
             if attempt.ledger.is_settled:
                 return outcome
         if type(outcome) is Completed and attempt.abort_reason is Abort.TIMEOUT:
-            outcome = outcomes.of_error(task, attempt, TaskTimeout("timed out"))
+            attempt.failure = TaskTimeout(attempt.time_is_up)
+            outcome = outcomes.too_late(task, attempt)
         return outcome
 
     def timeout_of(self, claimed: Claimed) -> float | None:
@@ -93,7 +121,7 @@ class Runner:
         try:
             args, kwargs = task.binder.bind(attempt.claimed.payload)
         except PayloadError as error:
-            return Failed(describe(error))
+            return _failed(attempt, error)
         try:
             result = self._call(task, attempt, args, kwargs)
         finally:
@@ -103,8 +131,8 @@ class Runner:
                 raise attempt.stuck
             ledger = calls.opened(attempt, self._conductor)
             if wrong := ledger.unstorable or ledger.at_end():
-                return Failed(describe(wrong))
-        outcome = _NULL if result is None else self._completed(task, result)
+                return _failed(attempt, wrong)
+        outcome = _NULL if result is None else self._completed(task, attempt, result)
         return outcome if attempt.ledger is None else self._settled(attempt.ledger, outcome)
 
     def _close(self, attempt: Attempt) -> None:
@@ -126,47 +154,45 @@ class Runner:
     def _call(
         self, task: Task[..., Any], attempt: Attempt, args: list[Any], kwargs: dict[str, Any]
     ) -> Any:
-        if task.binder.context is not None:
+        layers, given = self._layers[task.name], None
+        if layers or task.binder.context is not None:
             kind = AsyncContext if task.is_async else Context
             given = kind(attempt, self._conductor, self._state)
             if task.is_async:
                 given.conductor = self._awaitable
-            task.binder.give(given, args, kwargs)
+            if task.binder.context is not None:
+                task.binder.give(given, args, kwargs)
         if task.is_async:
             if attempt.claimed.flags & Flag.HAS_LEDGER and task.binder.context is not None:
                 calls.opened(attempt, self._conductor).load()
-            return self._loop.call(attempt, lambda: task.function(*args, **kwargs))
+            if not layers:
+                return self._loop.call(attempt, lambda: task.function(*args, **kwargs))
+            return self._loop.call(
+                attempt, lambda: around_async(layers, given, lambda: task.function(*args, **kwargs))
+            )
         attempt.code = getattr(task.function, "__code__", None)
-        if self.timeout_of(attempt.claimed) is None:
+        if layers:
+            call = partial(around, layers, given, lambda: task.function(*args, **kwargs))
+            return call() if attempt.timeout is None else interruptible(attempt, call)
+        if attempt.timeout is None:
             return task.function(*args, **kwargs)
         return interruptible(attempt, lambda: task.function(*args, **kwargs))
 
-    def _completed(self, task: Task[..., Any], result: object) -> Outcome:
+    def _completed(self, task: Task[..., Any], attempt: Attempt, result: object) -> Outcome:
         try:
             what = f"The result of {task.name!r}"
             return Completed(task.result_type.encode_fitting(result, what, self._limit))
         except PayloadError as error:
             if not inspect.isawaitable(result):
-                return Failed(describe(error))
+                return _failed(attempt, error)
             if inspect.iscoroutine(result):
                 result.close()
-            return Failed(describe(Fail("it returned an awaitable; define it with async def")))
+            return _failed(attempt, Fail("it returned an awaitable; define it with async def"))
 
 
-def _end_child(error: BaseException | None) -> NoReturn:
-    """A process that the task has forked comes back from it: nothing here is its own, neither the
-    connections nor what else the thread would claim and run. It ends as a program does."""
-    code = 0
-    try:
-        if isinstance(error, SystemExit):
-            code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        elif error is not None:
-            code = 1
-            traceback.print_exception(error)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-    finally:
-        os._exit(code)
+def _failed(attempt: Attempt, error: BaseException) -> Failed:
+    attempt.failure = error
+    return Failed(describe(error))
 
 
 class EventLoop(Service):
@@ -285,8 +311,9 @@ async def _guarded(
         told = None, await make()
     except BaseException as error:
         told = error, None
+        attempt.context = contextvars.copy_context()
     if os.getpid() != pid:
-        _end_child(told[0])
+        end_child(told[0])
     attempt.has_ended = True
     while attempt.lines is not None:
         try:

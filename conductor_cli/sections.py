@@ -108,6 +108,12 @@ def _above_zero(value: object) -> float:
     return number
 
 
+def _up_to_a_second(value: object) -> float:
+    if (number := timing.seconds(value, "interval")) > 1:
+        raise ValueError
+    return number
+
+
 def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError
@@ -150,6 +156,14 @@ def _modules(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _functions(value: object) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError
+    if not all(isinstance(name, str) and re.fullmatch(rf"{_NAME}:{_NAME}", name) for name in value):
+        raise ValueError
+    return tuple(value)
+
+
 def _comma_separated(text: str) -> object:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -172,7 +186,7 @@ def _shown_url(value: object) -> str:
 
 
 _ABOVE_ZERO: Final = Kind("seconds, more than 0", _above_zero, float)
-_SECONDS: Final = Kind("seconds, 0 or more", lambda value: timing.seconds(value, "interval"), float)
+_A_SECOND: Final = Kind("seconds, from 0 to 1", _up_to_a_second, float)
 _SWITCH: Final = Kind("true or false", _boolean, _boolean_text)
 _KEEP: Final = Kind(
     'seconds, 0 or more (false: delete at once, "forever": keep)', _retention, _retention_text
@@ -246,6 +260,9 @@ class Tasks(Section):
     )
     setup: str | None = _key(None, _text('"module:function"', rf"{_NAME}:{_NAME}"))
     max_payload: int = _key(1_048_576, _integer(1, 255 * 1_048_576))  # more jsonb cannot hold
+    middleware: tuple[str, ...] = _key(
+        (), Kind('a list of "module:function"', _functions, _comma_separated)
+    )
 
 
 @dataclass(frozen=True)
@@ -254,7 +271,7 @@ class WorkerConfig(Section):
 
     concurrency: int = _key(10, _integer(1, 1000))
     poll_interval: float = _key(1.0, _ABOVE_ZERO)
-    flush_interval: float | None = _key(None, _SECONDS)
+    flush_interval: float | None = _key(None, _A_SECOND)
     fetch_batch_size: int | None = _key(None, _integer(1, 10_000))
 
 

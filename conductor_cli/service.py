@@ -6,14 +6,13 @@ stuck one cannot hold the process.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from conductor_cli import database, telemetry
+from conductor_cli import database, entropy, telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -226,4 +225,4 @@ class ServiceGroup:
 def backoff(troubles: int) -> float:
     """Seconds to wait after so many failed tries in a row: 0.1, 0.2, ... 2, each ± 50 %."""
     doubled: float = RETRY_FIRST * 2.0 ** min(troubles - 1, 10)
-    return min(RETRY_MAXIMUM, doubled) * random.uniform(0.5, 1.5)
+    return min(RETRY_MAXIMUM, doubled) * entropy.uniform(0.5, 1.5)

@@ -11,6 +11,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from conductor_cli import threads
 from conductor_cli.attempt import Abort, AsyncSignal
 from conductor_cli.calls import busy, inside
 from conductor_cli.errors import StepError, StepTimedOut
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 CUT_AGAIN: Final = 5.0
 """Seconds, beside twice what it took before, in which a step has to be cut off again."""
+
+
+AT_ONCE: Final = 32
+"""Plain functions of one run that are in threads at the same time, in ``gather`` and its like."""
 
 
 class Stepping:
@@ -86,13 +91,14 @@ class AsyncStepping:
 
     def __init__(self, attempt: Attempt, calls: Calls, do: Callable[..., Any]) -> None:
         self._attempt, self._calls, self._do = attempt, calls, do
+        self._room = asyncio.Semaphore(AT_ONCE)
 
     async def run(self, step: Step, fn: Callable[..., Any], call: Callable[[], Any]) -> Any:
         """A step; ``call`` calls ``fn`` with its arguments."""
 
         async def once(found: StepCall) -> Callable[[], Awaitable[None]]:
             with inside(step):
-                value, cut = await _called(self._attempt, step, fn, call)
+                value, cut = await _called(self._attempt, step, fn, call, self._in_thread)
 
             async def record() -> None:
                 await self._do(partial(found.done, value))
@@ -139,6 +145,10 @@ class AsyncStepping:
             raise
         return found.value
 
+    async def _in_thread(self, call: Callable[[], Any]) -> Any:
+        async with self._room:
+            return await threads.run(call)
+
     async def _failed(self, found: StepCall, error: Exception) -> None:
         delay = await self._do(partial(found.failed, error))
         if await AsyncSignal(self._attempt.signal).wait(delay):
@@ -160,15 +170,14 @@ async def _cut_again(attempt: Attempt, found: StepCall) -> None:
 
 
 async def _called(
-    attempt: Attempt, step: Step, fn: Callable[..., Any], call: Any
+    attempt: Attempt, step: Step, fn: Callable[..., Any], call: Any, in_thread: Any
 ) -> tuple[Any, asyncio.CancelledError | None]:
     """What the function returns; with a cancel that it has outlasted."""
     if inspect.iscoroutinefunction(fn):
         if not step.shield:
             return await _timed(step, call), None
         return await _outlasting(attempt, _timed(step, call), cuts=True)
-    plain = asyncio.to_thread(_limited, step, call)
-    value, cut = await _outlasting(attempt, plain, cuts=False)
+    value, cut = await _outlasting(attempt, in_thread(partial(_limited, step, call)), cuts=False)
     if inspect.isawaitable(value):
         value = await _timed(step, lambda: value)
     return value, cut

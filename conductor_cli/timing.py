@@ -28,12 +28,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import islice, takewhile
-from random import random as _random
 from typing import Final, TypeAlias, cast
 from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
 
+from conductor_cli import entropy
 from conductor_cli.errors import TaskDefinitionError
 
 GRACE: Final = timedelta(seconds=60)
@@ -116,7 +116,7 @@ class Backoff:
         if seconds(self.jitter, "Backoff jitter", TaskDefinitionError) > 1:
             raise TaskDefinitionError(f"Backoff jitter must be from 0 to 1, not {self.jitter!r}")
 
-    def delay(self, failures: int, random: Callable[[], float] = _random) -> float:
+    def delay(self, failures: int, random: Callable[[], float] = entropy.share) -> float:
         """Seconds to wait after failure number ``failures`` (1, 2, ...)."""
         maximum = seconds(self.maximum, "maximum")
         value = _jittered(self._base(failures, maximum), self.jitter, random)
@@ -159,7 +159,7 @@ def retry_delay(
     policy: RetryPolicy | None,
     failures: int,
     error: BaseException,
-    random: Callable[[], float] = _random,
+    random: Callable[[], float] = entropy.share,
 ) -> float | None:
     """Seconds until the next attempt after failure number ``failures``; None gives up.
 

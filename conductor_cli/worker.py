@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
 
 from conductor_cli import outcomes, telemetry
 from conductor_cli import runner as running
 from conductor_cli.attempt import Abort, Attempt
+from conductor_cli.errors import TaskTimeout
 from conductor_cli.holding import Finished, Holding, SuspectLane
 from conductor_cli.models import HandedBack, is_suspect
-from conductor_cli.pump import Pump
+from conductor_cli.pump import Pump, tell_failure
 from conductor_cli.service import Deadline, PeriodicService, Service, ServiceGroup
 
 if TYPE_CHECKING:
@@ -57,7 +59,9 @@ class JobWorker:
         self._name = f"worker.{spec.queue}"
         self._runner = runner
         self._on_death = on_death
-        self._stuck = 0
+        self._stuck: list[Slot] = []
+        self._stuck_lock = threading.Lock()
+        self._numbers = count(1)  # of slots
         self._stuck_limit = spec.config.concurrency
         self._pumps = [
             Pump(
@@ -69,7 +73,7 @@ class JobWorker:
         ]  # fmt: skip
         self.holding.wakers = [pump.wake for pump in self._pumps]
         self._timekeeper = Timekeeper(f"{self._name}.timekeeper", self, on_death)
-        self._slots = [self._slot(n) for n in range(1, spec.config.concurrency + 1)]
+        self._slots = [self._slot() for _ in range(spec.config.concurrency)]
         self._services = ServiceGroup([*self._slots, self._timekeeper, *self._pumps])
 
     def start(self) -> None:
@@ -155,35 +159,63 @@ class JobWorker:
         return dead + lost
 
     def replace_stuck(self, slot: Slot, attempt: Attempt, outcome: Outcome) -> None:
-        """Give up on a slot whose task does not return: record ``outcome``, go on without it."""
-        if not attempt.decide():
-            return
+        """Give up on a slot whose task does not return: record ``outcome``, go on without it.
+
+        The server ends when too many threads are stuck at the same time. One that ends after all
+        counts no more.
+        """
+        with self._stuck_lock:
+            if not attempt.decide():
+                return
+            self._stuck.append(slot)
         self.holding.finish(Finished(attempt.claimed, outcome, 0.0))
-        self._stuck += 1
-        telemetry.emit(
-            "worker.stuck", queue=self.queue, task=attempt.claimed.task,
-            execution=str(attempt.claimed.id), stuck=self._stuck, limit=self._stuck_limit,
-        )  # fmt: skip
-        if self._stuck > self._stuck_limit:
+        tell_failure(self.queue, attempt.claimed, outcome, TaskTimeout(attempt.time_is_up))
+        stuck = self.stuck
+        telemetry.emit("worker.stuck", **self._stuck_fields(attempt, stuck))
+        if stuck > self._stuck_limit:
             self._slots.remove(slot)  # nobody need wait for it
             error = RuntimeError(
-                f"{self._stuck} tasks of queue {self.queue!r} did not return after their timeout, "
-                f"more than its {self._stuck_limit} threads: the server ends, to be started afresh"
+                f"{stuck} tasks of queue {self.queue!r} did not return after their timeout and "
+                f"still run, more than its {self._stuck_limit} threads: the server ends, to be "
+                "started afresh"
             )
             self._on_death(slot, error)
             return
-        fresh = self._slot(len(self._slots) + self._stuck)
+        fresh = self._slot()
         self._slots[self._slots.index(slot)] = fresh
         fresh.start()
+
+    @property
+    def stuck(self) -> int:
+        """How many threads still run a task that has been given up on."""
+        with self._stuck_lock:
+            return sum(slot.is_alive for slot in self._stuck)
+
+    def _returned(self, slot: Slot, attempt: Attempt) -> None:
+        """A slot ends whose run others have decided."""
+        with self._stuck_lock:
+            if slot not in self._stuck:  # it was handed back, as the server stops
+                return
+            self._stuck.remove(slot)
+        telemetry.emit("worker.unstuck", **self._stuck_fields(attempt, self.stuck))
+
+    def _stuck_fields(self, attempt: Attempt, stuck: int) -> dict[str, Any]:
+        claimed = attempt.claimed
+        return {
+            "queue": self.queue, "task": claimed.task, "execution": str(claimed.id),
+            "stuck": stuck, "limit": self._stuck_limit,
+        }  # fmt: skip
 
     def _is_suspect(self, claimed: Claimed) -> bool:
         task = self.tasks.get(claimed.task)
         return task is not None and is_suspect(claimed.crashes, task.settings.max_crashes)
 
-    def _slot(self, number: int) -> Slot:
+    def _slot(self) -> Slot:
         return Slot(
-            f"{self._name}.{number}", self.holding, self._runner, self._timekeeper, self._on_death
-        )
+            f"{self._name}.{next(self._numbers)}",
+            self.holding, self._runner, self._timekeeper,
+            queue=self.queue, on_death=self._on_death, on_returned=self._returned,
+        )  # fmt: skip
 
     def _attempts(self) -> Iterator[Attempt]:
         for slot in list(self._slots):
@@ -204,9 +236,13 @@ class Slot(Service):
         holding: Holding,
         runner: Runner,
         timekeeper: Timekeeper,
+        *,
+        queue: str,
         on_death: Callable[[Service, BaseException], None],
+        on_returned: Callable[[Slot, Attempt], None],
     ) -> None:
         super().__init__(name, on_death=on_death)
+        self._queue, self._on_returned = queue, on_returned
         self.attempt: Attempt | None = None
         self._holding = holding
         self._runner = runner
@@ -226,8 +262,14 @@ class Slot(Service):
                 self._timekeeper.look_by(deadline)
             outcome = self._runner.run(attempt)
             self.attempt = None
+            failure, attempt.failure = attempt.failure, None
+            context, attempt.context = attempt.context, None
             if not attempt.decide():
+                self._on_returned(self, attempt)
                 return  # given up on, and replaced
+            if failure is not None:
+                tell_failure(self._queue, claimed, outcome, failure, context)
+            del failure, context
             seconds_run, ledger = clock() - started, attempt.ledger
             if ledger is None:
                 holding.finish(Finished(claimed, outcome, seconds_run))
@@ -278,12 +320,12 @@ class Timekeeper(PeriodicService):
         if now >= deadline + GRACE:
             task = self._worker.tasks.get(attempt.claimed.task)
             if task is not None:
-                self._worker.replace_stuck(slot, attempt, outcomes.timed_out(task, attempt.claimed))
+                self._worker.replace_stuck(slot, attempt, outcomes.given_up(task, attempt, GRACE))
             return threading.TIMEOUT_MAX
         return self._ask(attempt, deadline + GRACE - now)
 
     def _ask(self, attempt: Attempt, grace_left: float) -> float:
-        first = attempt.signal.set(Abort.TIMEOUT, "timed out")
+        first = attempt.signal.set(Abort.TIMEOUT, attempt.time_is_up)
         if attempt.cancel is not None or attempt.interrupted:
             return grace_left
         if first or attempt.signal.reason is Abort.TIMEOUT:

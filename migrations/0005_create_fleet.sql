@@ -47,7 +47,9 @@ create table conductor.schedules (
     last_at timestamptz,
     changed_at timestamptz not null,
     constraint schedules_pkey primary key (task, name),
-    constraint missed_is_known check (missed in ('latest', 'skip', 'all'))
+    constraint missed_is_known check (missed in ('latest', 'skip', 'all')),
+    -- One that no client can read would stop all schedules.
+    constraint next_at_is_readable check (next_at between '0001-01-03 00:00+00' and '9999-12-29 00:00+00')
 );
 
 -- Only queues that are, or have been, paused.

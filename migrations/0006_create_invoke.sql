@@ -1,6 +1,26 @@
 -- breaking: false
 -- why: how executions come to be and are cancelled, for every writer, whatever its language
 
+-- When an execution is due that is given a moment or a delay. Refuses what a client could not
+-- read: one such row would be claimed, and nobody could say what it is.
+create function conductor.due_at(run_at timestamptz, delay double precision) returns timestamptz
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if run_at not between '0001-01-03 00:00+00' and '9999-12-29 00:00+00' then
+        raise exception 'run_at "%" is not between the years 1 and 9999', run_at using
+            errcode = 'datetime_field_overflow',
+            hint = 'Leave run_at out for an execution that is due at once.';
+    elsif run_at is null and delay not between -3155760000 and 3155760000 then
+        raise exception 'delay "%" is more than a century, or no number', delay using
+            errcode = 'numeric_value_out_of_range',
+            hint = 'Leave delay out for an execution that is due at once.';
+    end if;
+    return coalesce(run_at, conductor.now() + delay * interval '1 second', conductor.now());
+end
+$$;
+
 -- The one way in. Takes an array of objects with the keys of the record below; the caller
 -- chooses each id, so that sending the same array again inserts nothing twice. Returns a row
 -- for each that met an execution with its dedupe key: the id asked for, and the one there is.
@@ -42,8 +62,8 @@ begin
                 event json)) with ordinality as a
         ) s
         cross join lateral (
-            select coalesce(s.run_at, conductor.now() + s.delay * interval '1 second',
-                            conductor.now()) as run_at
+            select case when s.run_at is null and s.delay is null then conductor.now()
+                else conductor.due_at(s.run_at, s.delay) end as run_at
         ) m
         order by s.task collate "C", s.queue collate "C", s.dedupe_key collate "C",
             case when s.dedupe_key is null then s.id end, s.ordinality
@@ -111,8 +131,7 @@ begin
                 rank = coalesce(spec.rank, 0), timeout = spec.timeout, group_key = spec."group",
                 run_at = m.run_at,
                 state = case when m.run_at > conductor.now() then 's' else 'r' end::"char"
-            from (select coalesce(spec.run_at, conductor.now() + spec.delay * interval '1 second',
-                                  conductor.now()) as run_at) m
+            from (select conductor.due_at(spec.run_at, spec.delay) as run_at) m
             where l.task = spec.task and l.queue = spec.queue and l.dedupe_key = spec.dedupe_key
               and l.state in ('r', 's')
             returning l.id into there;

@@ -163,6 +163,7 @@ def _serve(given: Given, parent: Parent, opening: Opening) -> int:
             lambda shown: Face(shown, parent, lambda: daemon.described(orchestrator)),
             is_child=True,
         )  # fmt: skip
+        orchestrator.enter_by(server.in_main)
         given.leaves_threads = True
         code = server.run()
     daemon.let_go(given, server)

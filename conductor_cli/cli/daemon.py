@@ -6,23 +6,26 @@ import logging
 import os
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from conductor_cli import database, errors, interrupts, orchestrator, telemetry
+from conductor_cli import database, errors, interrupts, orchestrator, telemetry, threads
 from conductor_cli.cli import process
+from conductor_cli.cli.failures import CUT_SHORT
 from conductor_cli.service import Deadline, backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from concurrent.futures import Future
 
     from conductor_cli.cli.options import Given
     from conductor_cli.client import Conductor
     from conductor_cli.config import Config
     from conductor_cli.orchestrator import Orchestrator
     from conductor_cli.service import Service
+
+T = TypeVar("T")
 
 SPARE: Final = 0.5  # seconds of shutdown_timeout kept for the last words
 PATIENCE_WITH_FACE: Final = 1.0
@@ -80,6 +83,7 @@ class Daemon:
         self._death: Died | None = None
         self._why_not: str | None = "the server is starting"
         self._is_up = False
+        self._is_lent = False  # the main thread, to [tasks] setup
         self._asked_at: float | None = None
         self._deadline = Deadline(None)
         # Whoever takes it first decides: the main thread to leave, or the starter to go where
@@ -122,6 +126,27 @@ class Daemon:
     def ask_to_stop(self) -> None:
         """As SIGTERM and SIGINT do."""
         self.note(partial(self._asked, time.monotonic()))
+        if self._is_lent:  # the main thread cannot see to it just now
+            limit = self._config.coordinator.shutdown_timeout
+            timer = threading.Timer(limit, self._cut_short)
+            timer.daemon = True
+            timer.start()
+
+    def in_main(self, call: Callable[[], T]) -> T:
+        """Have the main thread call it, from another one; what it returns, or raises."""
+        done: Future[T] = Future()
+
+        def lend() -> None:
+            self._is_lent = True
+            error, value = threads.outcome(call)
+            self._is_lent = False
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(value)
+
+        self.note(lend)
+        return done.result()
 
     def hurry(self) -> None:
         """Hand back at once what still runs, of a server that stops."""
@@ -134,6 +159,11 @@ class Daemon:
     def lose_face(self, service: Service, error: BaseException) -> None:
         """No longer to be looked at, it stops as if asked to, and says why."""
         self.note(partial(self._lose_face, service.name, error))
+
+    def _cut_short(self) -> None:
+        """[tasks] setup has not come to its end in the time that a stop may take."""
+        if self._is_lent:
+            os._exit(CUT_SHORT)
 
     def _end(self, code: int) -> None:
         self._code = code

@@ -79,7 +79,7 @@ def _ended_by_signals(orchestrator: Orchestrator, shutdown_timeout: float) -> It
         _end_at_the_latest(shutdown_timeout)
         _end_early(orchestrator)
 
-    with Signals(end_early, orchestrator.hurry):
+    with Signals(end_early, orchestrator.hurry, owns_hangup=True):
         yield
 
 

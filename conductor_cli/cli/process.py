@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
     from conductor_cli.service import Deadline
 
-STOPS: Final = (signal.SIGTERM, signal.SIGINT)
+STOPS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Each asks for a graceful stop. SIGHUP comes when the terminal has gone."""
+
 HEAR_AGAIN: Final = 5.0  # seconds
-FORWARDED: Final = (*STOPS, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+FORWARDED: Final = (*STOPS, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Notes:
@@ -86,14 +88,20 @@ def tell_stacks() -> None:
 
 
 def hear(on_stop: Callable[[], object]) -> None:
-    """Call ``on_stop`` at each SIGTERM and SIGINT."""
-    for number in STOPS:
+    """Call ``on_stop`` at each signal of ``STOPS``."""
+    for number in _heard():
         signal.signal(number, lambda *_: on_stop())
+
+
+def _heard() -> list[signal.Signals]:
+    """Those of ``STOPS`` that this process is to hear: ``nohup`` has SIGHUP ignored."""
+    hangs_on = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [each for each in STOPS if not (hangs_on and each is signal.SIGHUP)]
 
 
 def _hear_again() -> None:
     """What a library that a task has loaded may have done to the handlers, below Python."""
-    for number in STOPS:
+    for number in _heard():
         signal.signal(number, signal.getsignal(number))
 
 
@@ -121,7 +129,7 @@ def _let_go() -> None:
 def _forget() -> None:
     """What a task forks is not this server: it can be ended as any process can."""
     signal.set_wakeup_fd(-1)
-    for number in STOPS:
+    for number in _heard():
         signal.signal(number, signal.SIG_DFL)
     _let_go()
 

@@ -49,18 +49,18 @@ def run(given: Given, task: str, text: str | None, as_json: bool) -> int:
 def _run(given: Given, config: Config, task: Task[..., Any], value: Any) -> Outcome:
     from conductor_cli.attempt import Attempt
     from conductor_cli.catalog import TaskSet
-    from conductor_cli.orchestrator import state_of
     from conductor_cli.runner import EventLoop, Runner
+    from conductor_cli.surroundings import Surroundings
     from conductor_cli.unqueued import Unqueued
 
     claimed, limit = _claimed(task, value, config), config.tasks.max_payload
     with ExitStack() as stack:
-        setup = config.tasks.setup
-        state = None if setup is None else stack.enter_context(state_of(setup))
+        common = stack.enter_context(Surroundings(config.tasks))
         client = _client(given, stack)
         runner = Runner(
-            TaskSet([task]), conductor=client, loop=EventLoop(), state=state, limit=limit
-        )
+            TaskSet([task]), conductor=client, loop=EventLoop(), state=common.state, limit=limit,
+            context=common.context, middleware=common.middleware,
+        )  # fmt: skip
         attempt = Attempt(claimed)
         attempt.ledger = Unqueued(attempt, client, limit)
         with _timeout(runner, attempt):
@@ -123,7 +123,7 @@ def _interrupt(attempt: Attempt) -> None:
     from conductor_cli import runner
     from conductor_cli.attempt import Abort
 
-    attempt.signal.set(Abort.TIMEOUT, "timed out")
+    attempt.signal.set(Abort.TIMEOUT, attempt.time_is_up)
     if attempt.cancel is None:
         runner.interrupt(attempt)
 

@@ -41,7 +41,7 @@ def start_server(
 ) -> int:
     """Run the server: workers, scheduler, health checks, metrics.
 
-    It works until SIGTERM or SIGINT (Ctrl-C), then lets running tasks finish within
+    It works until SIGTERM, SIGINT (Ctrl-C) or SIGHUP, then lets running tasks finish within
     coordinator.shutdown_timeout and hands back the rest; a second signal hands back at once.
     A database that does not answer is waited for. SIGUSR1 prints the stacks of all threads.
 
@@ -106,6 +106,7 @@ def _serve_here(given: options.Given, config: Config, queues: Sequence[str], *, 
             config,
             lambda shown: Front(shown, config, lambda: daemon.described(orchestrator)),
         )
+        orchestrator.enter_by(server.in_main)
         given.leaves_threads = True
         code = server.run()
     daemon.let_go(given, server)

@@ -6,12 +6,15 @@ its claim token, and says which rows it still held.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, assert_never
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, assert_never
 from uuid import UUID
 
 import msgspec
 
+from conductor_cli.connections import Unreadable
 from conductor_cli.database import Connection, Statement
+from conductor_cli.errors import PayloadError
 from conductor_cli.models import (
     Cancelled,
     Claimed,
@@ -25,7 +28,6 @@ from conductor_cli.parameters import array, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
-    from datetime import datetime
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -173,16 +175,25 @@ class Claim(msgspec.Struct, frozen=True):
     limit: int
 
 
+class Spoilt(msgspec.Struct, frozen=True):
+    """A claimed row that Python cannot read; what is unreadable is empty in ``claimed``."""
+
+    claimed: Claimed
+    error: Exception
+
+
 class Exchange(msgspec.Struct, frozen=True):
     """What an exchange brought.
 
     ``missing``: those of the batch that were not ended; ``cancelled``: those that ended
-    cancelled because somebody had asked for it, whatever their outcome.
+    cancelled because somebody had asked for it, whatever their outcome; ``spoilt``: claimed, and
+    to be failed.
     """
 
     claimed: Sequence[Claimed]
     missing: Sequence[UUID]
     cancelled: Sequence[UUID]
+    spoilt: Sequence[Spoilt] = ()
 
 
 def exchange(conn: Connection, ended: Sequence[Ended], claim: Claim) -> Exchange:
@@ -201,11 +212,37 @@ def exchange(conn: Connection, ended: Sequence[Ended], claim: Claim) -> Exchange
         "from_seq": claim.start.seq,
         "limit": claim.limit,
     }
+    # The claim is committed before its reply is read. A row that cannot be read would leave all
+    # rows of the batch running, with nobody to run them. So each row is read by itself then.
+    # tests/services/test_unreadable_rows.py
     if not ended:
-        return Exchange(CLAIM.all(conn, **wanted), [], [])
-    rows = EXCHANGE.all(conn, **columns(ended), **wanted)
-    first = rows[0]
-    return Exchange(rows if first.token else [], first.missing or [], first.cancelled or [])
+        claimed, spoilt = CLAIM.each(conn, **wanted)
+        return Exchange(claimed, [], [], list(map(_spoilt, spoilt)))
+    rows, spoilt = EXCHANGE.each(conn, **columns(ended), **wanted)
+    missing, cancelled = (rows[0].missing, rows[0].cancelled) if rows else spoilt[0][-2:]
+    read = rows if rows and rows[0].token else []
+    return Exchange(read, missing or [], cancelled or [], list(map(_spoilt, spoilt)))
+
+
+_NO_MOMENT: Final = datetime.fromtimestamp(0, UTC)
+
+
+def _spoilt(columns: Sequence[Any]) -> Spoilt:
+    values = dict(zip(Claimed.__struct_fields__, columns, strict=False))
+    wrong = [value for value in values.values() if isinstance(value, Unreadable)]
+    empty = {"task": "", "payload": "null", "run_at": _NO_MOMENT}
+    readable: dict[str, Any] = {
+        name: empty.get(name) if isinstance(value, Unreadable) else value
+        for name, value in values.items()
+    }
+    told = "; ".join(f"its {each.column}: {each.error}" for each in wrong)
+    return Spoilt(
+        Claimed(**readable),
+        PayloadError(
+            f"What the database holds of this execution cannot be read in Python: {told}. "
+            "Invoke it again with values that can."
+        ),
+    )
 
 
 def columns(ended: Sequence[Ended]) -> dict[str, object]:
@@ -382,6 +419,7 @@ PROMOTE: Final = Statement(
     from (
         select min(run_at) as at from conductor.live
         where queue = %(queue)s and state in ('s', 'w') and run_at > conductor.now()
+          and run_at < '9999-12-30 00:00+00'  -- from infinity nothing can be subtracted
     ) next
     """,
 )

@@ -13,7 +13,7 @@ logger "conductor", handled by that thread, and the application decides what to 
 The rooms, from the top: the ways in are ``events``, ``bridge`` (stdlib logging) and ``tasklog``
 (structlog); the ways out ``writer`` and ``scrape`` (Prometheus), which ``sums`` up several
 processes. ``summary`` and ``meters`` keep numbers, ``lines`` and ``text`` render, ``catalogue``
-says what there is.
+says what there is. ``failures`` gives the exceptions of tasks to whoever listens to stdlib logging.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 from conductor_cli.telemetry import events, lines
 from conductor_cli.telemetry.bridge import Bridge
 from conductor_cli.telemetry.catalogue import BUCKETS, CATALOGUE, HISTOGRAMS
-from conductor_cli.telemetry.events import emit, flush, subscribe, write
+from conductor_cli.telemetry.events import emit, failure, flush, subscribe, write
 from conductor_cli.telemetry.meters import contribute, gauge, observe
 from conductor_cli.telemetry.text import redact
 from conductor_cli.telemetry.writer import Turn
@@ -45,6 +45,7 @@ __all__ = [
     "configure",
     "contribute",
     "emit",
+    "failure",
     "flush",
     "gauge",
     "logger",

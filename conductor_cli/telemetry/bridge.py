@@ -8,6 +8,7 @@ import time
 from typing import Final
 
 from conductor_cli.telemetry import events, text
+from conductor_cli.telemetry.failures import LOGGER
 
 # The driver and its pools tell every failed try of an outage: of each one line a second is enough.
 _DRIVER: Final = "psycopg"
@@ -23,8 +24,8 @@ class Bridge(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            if self._is_one_too_many(record):
-                return
+            if record.name == LOGGER.name or self._is_one_too_many(record):
+                return  # a failure is told by an event of its own
             extra = {k: v for k, v in vars(record).items() if k not in _OWN_KEYS}
             stack = {"stack": record.stack_info} if record.stack_info else {}
             fields = {"logger": record.name, **extra, **stack}

@@ -57,6 +57,7 @@ CATALOGUE: Final[Mapping[str, Event]] = {
     ),
     "executions.released": _counted(INFO, "Executions handed back."),
     "worker.stuck": _counted(ERROR, "Tasks that did not return after their timeout.", "queue"),
+    "worker.unstuck": _counted(INFO, "Such tasks that returned after all.", "queue"),
     "leadership.gained": _counted(INFO, "Times this server became the leader."),
     "leadership.lost": _counted(INFO, "Times this server ceased to be the leader."),
     "schedule.ticked": _counted(DEBUG, "Ticks that became executions."),

@@ -6,17 +6,20 @@ import atexit
 import contextlib
 import os
 import sys
+import time
 from logging import INFO
 from typing import TYPE_CHECKING
 
 from conductor_cli.telemetry import meters
 from conductor_cli.telemetry.catalogue import CATALOGUE, UNKNOWN
+from conductor_cli.telemetry.failures import Failures
 from conductor_cli.telemetry.lines import Records
 from conductor_cli.telemetry.summary import Summary
 from conductor_cli.telemetry.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextvars import Context
     from typing import TextIO, TypeAlias
 
     from conductor_cli.telemetry.lines import Form
@@ -66,7 +69,25 @@ def flush(timeout: float) -> bool:
 
     Returns whether they are. A line that the output refused counts as out.
     """
-    return writer.flush(timeout)
+    until = time.monotonic() + timeout
+    told = failures.flush(timeout)  # they may log, in their turn
+    return writer.flush(max(0.0, until - time.monotonic())) and told
+
+
+def failure(
+    error: BaseException,
+    told: str,
+    *,
+    final: bool,
+    task: str,
+    context: Context | None = None,
+    **fields: object,
+) -> None:
+    """A record of the logger "conductor.task" about a run that failed; see ``failures``.
+
+    ``context``: in which handlers are called; None: a copy of this one.
+    """
+    failures.tell(error, told, {"task": task, **fields}, final=final, context=context)
 
 
 def write(text: str) -> None:
@@ -88,6 +109,10 @@ def _tell(event: str, count: int, fields: Mapping[str, object]) -> None:
             handler(event, count, fields)
 
 
+def _lose(count: int) -> None:
+    writer.lose(count)
+
+
 def _begin_in_child() -> None:
     """A forked child has no writer thread and may have inherited the writer's locks held."""
     _replace(writer.form, writer.stream, writer.turn)
@@ -101,6 +126,7 @@ def _replace(form: Form, stream: TextIO | None, turn: Turn | None) -> Writer:
 
 
 _subscribers: dict[object, Handler] = {}
+failures = Failures(_lose)
 writer = Writer(Records(), None, Summary(emit))
 os.register_at_fork(after_in_child=_begin_in_child)
 atexit.register(flush, 1.0)

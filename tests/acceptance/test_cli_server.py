@@ -205,6 +205,32 @@ def test_a_running_task_finishes_before_the_server_goes(project: Project) -> Non
     assert project.run("executions", "show", id, "--json").json["state"] == "completed"
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_terminal_that_goes_stops_the_server_as_if_asked_to(
+    project: Project, processes: int
+) -> None:
+    """Its whole group gets SIGHUP."""
+    id = project.run("invoke", "short", '{"name": "short"}').out.strip()
+    words = ("start-server", "--processes", str(processes))
+    with project.start(*words, prefix=("setsid",)) as server:
+        eventually(lambda: project.marks("short"))
+        os.killpg(server.process.pid, signal.SIGHUP)
+        assert server.end() == 0
+    found = project.run("executions", "show", id, "--json").json
+    assert (found["state"], found["runs"], found["crashes"]) == ("completed", 1, 0)
+
+
+def test_nohup_keeps_a_server_alive_when_the_terminal_goes(project: Project) -> None:
+    with project.start("start-server", prefix=("nohup",)) as server:
+        server.wait_until_ready()
+        server.signal(signal.SIGHUP)
+        done = project.run("invoke", "greet", '{"name": "World"}', "--wait")
+        assert done.out == '"Hello, World!"\n'
+        assert server.process.poll() is None
+        server.signal(signal.SIGTERM)
+        assert server.end() == 0
+
+
 def test_a_second_signal_hands_back_and_is_exit_code_4(project: Project) -> None:
     id = project.run("invoke", "stay", '{"name": "stay"}').out.strip()
     with project.start("start-server") as server:

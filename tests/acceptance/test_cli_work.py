@@ -170,12 +170,15 @@ def test_drain_past_its_timeout_is_exit_code_4_and_hands_back(
     assert (found["state"], found["runs"]) == ("pending", 0)
 
 
-def test_drain_that_is_told_to_stop_is_exit_code_4(project: Project) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_drain_that_is_told_to_stop_is_exit_code_4(
+    project: Project, number: signal.Signals
+) -> None:
     id = invoke(project, "short", '{"name": "short"}')
     invoke(project, "greet", '{"name": "x"}', delay=3600)
     with project.start("drain", "--wait-until-empty") as drain:
         eventually(lambda: project.marks("short"))
-        drain.signal(signal.SIGTERM)
+        drain.signal(number)
         assert drain.end(within=5) == 4
     assert state(project, id) == "completed"
 

@@ -175,3 +175,50 @@ def test_however_many_servers_claims_are_as_large_and_no_more_is_held(
         limits.append(exchange(held).limit)
         assert held.in_hand <= 10 + MOST_AHEAD
     assert max(limits) == BATCH
+
+
+@pytest.fixture
+def patient(clock: Clock) -> Holding:
+    """Lets results wait for a second. All there is has been claimed, and one result waits."""
+    config = WorkerConfig(concurrency=10, flush_interval=1.0)
+    made = Holding(config, lambda: True, lambda _: False, SuspectLane())
+    made.wakers = [lambda: None, lambda: None]
+    plan = made.plan(was_active=False)
+    assert plan is not None
+    one, other = claimed(plan, 0)[:2]
+    made.received(plan, [one, other])
+    assert [made.inbox.get(), made.inbox.get()] == [one, other]  # they run
+    made.finish(Finished(one, Completed("null"), 0.01))
+    plan = made.plan(was_active=True)  # recorded at once: it is the first
+    while plan is not None:
+        made.received(plan, [])
+        plan = made.plan(was_active=True)
+    made.finish(Finished(other, Completed("null"), 0.01))
+    return made
+
+
+def test_results_wait_for_others_while_there_is_nothing_else_to_do(
+    patient: Holding, clock: Clock
+) -> None:
+    assert patient.linger() == 0.0
+    assert patient.plan(was_active=False) is None
+    assert 0.9 < patient.pause() <= 1.0
+    clock.now += 1.0
+    plan = patient.plan(was_active=False)
+    assert plan is not None
+    assert len(plan.finished) == 1
+
+
+@pytest.mark.parametrize("what", ["a hint", "a stop", "something due"])
+def test_what_waits_to_be_recorded_holds_up_nothing(patient: Holding, what: str) -> None:
+    match what:
+        case "a hint":
+            patient.ready()
+        case "a stop":
+            patient.stop_claiming()
+        case "something due":
+            patient.due()
+    plan = patient.plan(was_active=False)
+    assert plan is not None
+    assert len(plan.finished) == 1
+    assert (plan.limit > 0) is (what != "a stop")

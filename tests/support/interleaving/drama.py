@@ -12,6 +12,7 @@ from uuid import UUID
 
 from conductor_cli import (
     catalog,
+    entropy,
     holding,
     leadership,
     pump,
@@ -110,11 +111,12 @@ class Theatre:
     sessions: Sessions
     clock: Clock
     plot: Plot
+    chance: random.Random
 
     def play(self, seed: int) -> Drama:
         """Raises Broken."""
-        random.seed(seed)
         drama = Drama(seed, self.sessions, self.plot)
+        self.chance.seed(seed)
         self.clock.stage = drama.stage
         undo = telemetry.subscribe(drama.hear)
         try:
@@ -131,6 +133,9 @@ def opened(database: Database, patch: pytest.MonkeyPatch, plot: Plot = PLAIN) ->
     clock = Clock(Stage(0))
     for room in (holding, leadership, pump, scheduler, service, signals):
         patch.setattr(room, "time", clock)
+    chance = random.Random()  # in place of the operating system, so that a seed can be replayed
+    patch.setattr(entropy, "bits", chance.getrandbits)
+    patch.setattr(entropy, "uniform", chance.uniform)
     patch.setattr(holding, "MANY", plot.many)
     patch.setattr(logging.getLogger("conductor"), "disabled", True)
     with database.connect("setup") as conn:
@@ -141,7 +146,7 @@ def opened(database: Database, patch: pytest.MonkeyPatch, plot: Plot = PLAIN) ->
     names = {statement.sql: name for name, statement in all_statements().items()}
     sessions = Sessions(lambda: database.connect("stage"), names)
     try:
-        yield Theatre(sessions, clock, plot)
+        yield Theatre(sessions, clock, plot, chance)
     finally:
         sessions.close()
 
