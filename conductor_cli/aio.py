@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
-from conductor_cli import borrowed, errors, payloads, registry, sending, waiting
+from conductor_cli import arguments, borrowed, errors, payloads, sending, waiting
 from conductor_cli.client import Conductor
 from conductor_cli.payloads import DEFAULT_LIMIT
 from conductor_cli.service import Deadline
@@ -114,7 +114,7 @@ class AsyncConductor:
         rows = await self._run(lambda: [*self.sync.rows(task, payloads, options)])
         return await self._lent(connection, rows)
 
-    async def get(self, id: UUID) -> Execution | None:
+    async def get(self, id: UUID | str) -> Execution | None:
         return await self._run(self.sync.get, id)
 
     async def list(
@@ -132,31 +132,36 @@ class AsyncConductor:
 
     @overload
     async def wait(
-        self, id: UUID, task: Task[..., R], timeout: float | timedelta | None = None
+        self, id: UUID | str, task: Task[..., R], *, timeout: float | timedelta | None = None
     ) -> R: ...
     @overload
     async def wait(
-        self, id: UUID, task: None = None, timeout: float | timedelta | None = None
+        self, id: UUID | str, task: None = None, *, timeout: float | timedelta | None = None
     ) -> Any: ...
     async def wait(
         self,
-        id: UUID,
+        id: UUID | str,
         task: Task[..., Any] | None = None,
+        *,
         timeout: float | timedelta | None = None,
     ) -> Any:
         waiting.refuse_in_task("wait")
-        deadline = Deadline(registry.as_seconds(timeout))
-        found = await self._found_now(id)
-        async with _expected(self.sync, id) as end:
+        asked, known, seconds = waiting.checked(id, task, timeout)
+        deadline = Deadline(seconds)
+        found = await self._found_now(asked)
+        async with _expected(self.sync, asked) as end:
             while not found.state.has_ended:
                 in_time = await end.wait(deadline.remaining)
-                found = await self._found_now(id)
+                found = await self._found_now(asked)
                 if not in_time and not found.state.has_ended:
-                    raise waiting.late(found, timeout)
-        return waiting.result(found, task)
+                    raise waiting.late(found, seconds)
+        return waiting.result(found, known)
 
-    async def watch(self, id: UUID) -> AsyncIterator[Execution]:
+    def watch(self, id: UUID | str) -> AsyncIterator[Execution]:
         waiting.refuse_in_task("watch")
+        return self._watch(arguments.as_id(id))
+
+    async def _watch(self, id: UUID) -> AsyncIterator[Execution]:
         last, pauses = await self._found_now(id), waiting.Pauses()
         yield last
         async with _expected(self.sync, id) as end:
@@ -168,10 +173,10 @@ class AsyncConductor:
                     yield found
                 last = found
 
-    async def cancel(self, id: UUID, reason: str | None = None) -> bool:
+    async def cancel(self, id: UUID | str, reason: str | None = None) -> bool:
         return await self._run(self.sync.cancel, id, reason)
 
-    async def retry(self, id: UUID, restart: bool = False) -> bool:
+    async def retry(self, id: UUID | str, restart: bool = False) -> bool:
         return await self._run(self.sync.retry, id, restart)
 
     async def emit(

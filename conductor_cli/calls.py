@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
-from conductor_cli import filters, lines, payloads
+from conductor_cli import arguments, filters, lines, payloads
 from conductor_cli.attempt import Abort
 from conductor_cli.errors import ChildCancelled, ChildFailed, PayloadError, StepError, TimedOut
 from conductor_cli.models import NAME_PATTERN
@@ -195,10 +195,11 @@ class Calls:
         from conductor_cli import ledger
 
         line = self._enter(f"Wait {name!r}", suspends=True)
+        asked = arguments.as_id(id)
         limit = None if timeout is None else ledger.seconds(timeout, "timeout")
 
         def work() -> Any:
-            entry = self.ledger.wait(line, name, id, seconds=limit)
+            entry = self.ledger.wait(line, name, asked, seconds=limit)
             return self._told(name, "w", lambda: ledger.result(entry, payloads.decode))
 
         return work

@@ -8,10 +8,10 @@ import os
 import pkgutil
 import sys
 import traceback
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from conductor_cli import timing
+from conductor_cli import arguments, timing
 from conductor_cli.config import WorkerConfig
 from conductor_cli.errors import ConfigError, TaskDefinitionError, UnknownTask
 from conductor_cli.models import ScheduleSpec, TaskSpec, TriggerSpec
@@ -37,11 +37,13 @@ class TaskSet:
 
     def __init__(self, tasks: Iterable[Task[..., Any]] = ()) -> None:
         self._tasks: dict[str, Task[..., Any]] = {}
-        for each in tasks:
+        for each in arguments.as_several(tasks, "tasks"):
             self.add(each)
 
     def add(self, added: Task[..., Any]) -> None:
         """Raise TaskDefinitionError, naming both places, if another task has its name."""
+        if not isinstance(added, Task):
+            raise arguments.no_task(added)
         there = self._tasks.setdefault(added.name, added)
         if there is not added:
             raise TaskDefinitionError(
@@ -188,6 +190,10 @@ class WorkerSpec:
             check_name("queue", queue)
         except ValueError as problem:
             raise ConfigError(f"create_worker: {problem}") from None
+        known = [each.name for each in fields(WorkerConfig)]
+        for name in settings:
+            if name not in known:
+                raise ConfigError(f"create_worker has no setting {name!r}: {', '.join(known)}.")
         return cls(queue, TaskSet(tasks), replace(WorkerConfig(), **settings))
 
 

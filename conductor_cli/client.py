@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from uuid import UUID
 
 from conductor_cli import (
+    arguments,
     catalog,
     context,
     database,
@@ -18,6 +19,7 @@ from conductor_cli import (
     registry,
     scheduling,
     sending,
+    timing,
     waiting,
 )
 from conductor_cli.config import Config, load
@@ -34,6 +36,7 @@ from conductor_cli.invoking import (
 )
 from conductor_cli.models import Execution, State
 from conductor_cli.registry import Invocation, InvokeOptions, Task
+from conductor_cli.sections import URL
 from conductor_cli.service import Deadline
 from conductor_cli.store import definitions, events, executions, queues, reports, schedules
 
@@ -66,7 +69,7 @@ class Conductor:
         self.door = door.Door(database)
         self.ends = waiting.Ends(database, self.door)
         self._embedded: Embedded | None = None
-        self._found: dict[str, tuple[float, definitions.Registered]] = {}
+        self._found: dict[str, tuple[float, definitions.Registered | None]] = {}
         self._makers: dict[Task[..., Any], Callable[[object], Row]] = {}  # of plain rows
 
     @classmethod
@@ -86,7 +89,16 @@ class Conductor:
         """
         if (url is None) == (pool is None):
             raise errors.ConfigError("Conductor.create needs either a URL or pool=, not both.")
-        made = database.Database(url, pool=pool, size=pool_size)
+        arguments.as_count(pool_size, "pool_size", 1)
+        arguments.as_count(max_payload, "max_payload", 1)
+        timing.zone(arguments.as_text(timezone, "timezone"))
+        address = None if url is None else _address(url)
+        if pool is not None and not hasattr(pool, "getconn"):
+            raise errors.ConfigError(
+                f"pool={arguments.shown(pool)} is no psycopg_pool.ConnectionPool. A connection "
+                "of yours goes to the single call: invoke(..., connection=...)."
+            )
+        made = database.Database(address, pool=pool, size=pool_size)
         return cls(made, max_payload=max_payload, timezone=timezone)
 
     @classmethod
@@ -174,10 +186,11 @@ class Conductor:
         """
         return self._enqueue(self.rows(task, payloads, options), connection)
 
-    def get(self, id: UUID) -> Execution | None:
+    def get(self, id: UUID | str) -> Execution | None:
         """The execution as it stands, or None."""
+        asked = arguments.as_id(id)
         with context.shielded():
-            return self.door.retrying(lambda conn: reports.get(conn, id))
+            return self.door.retrying(lambda conn: reports.get(conn, asked))
 
     def list(
         self,
@@ -189,25 +202,32 @@ class Conductor:
         limit: int = 100,
     ) -> Sequence[Execution]:
         """Executions that match, newest first, at most ``limit``."""
-        name = task.name if isinstance(task, Task) else task
-        wanted = None if state is None else State(state)
+        name = None if task is None else scheduling.name_of(task)
+        wanted = None if state is None else arguments.as_state(state)
+        if queue is not None:
+            registry.check_name("queue", queue)
+        moment = None if since is None else arguments.as_moment(since, "since")
+        most = arguments.as_count(limit, "limit")
         with context.shielded():
             return self.door.retrying(
                 lambda conn: reports.list_executions(
-                    conn, state=wanted, task=name, queue=queue, since=since, limit=limit
+                    conn, state=wanted, task=name, queue=queue, since=moment, limit=most
                 )
             )
 
     @overload
-    def wait(self, id: UUID, task: Task[..., R], timeout: float | timedelta | None = None) -> R: ...
+    def wait(
+        self, id: UUID | str, task: Task[..., R], *, timeout: float | timedelta | None = None
+    ) -> R: ...
     @overload
     def wait(
-        self, id: UUID, task: None = None, timeout: float | timedelta | None = None
+        self, id: UUID | str, task: None = None, *, timeout: float | timedelta | None = None
     ) -> Any: ...
     def wait(
         self,
-        id: UUID,
+        id: UUID | str,
         task: Task[..., Any] | None = None,
+        *,
         timeout: float | timedelta | None = None,
     ) -> Any:
         """Wait until an execution ends and return its result, decoded for ``task`` if given.
@@ -217,17 +237,18 @@ class Conductor:
         been away for half a minute. Refused inside a task, whose thread it would hold.
         """
         waiting.refuse_in_task("wait")
-        deadline = Deadline(registry.as_seconds(timeout))
-        found = self._found_now(id)
-        with self.ends.expected(id) as end:
+        asked, known, seconds = waiting.checked(id, task, timeout)
+        deadline = Deadline(seconds)
+        found = self._found_now(asked)
+        with self.ends.expected(asked) as end:
             while not found.state.has_ended:
                 in_time = end.wait(deadline.remaining)
-                found = self._found_now(id)
+                found = self._found_now(asked)
                 if not in_time and not found.state.has_ended:
-                    raise waiting.late(found, timeout)
-        return waiting.result(found, task)
+                    raise waiting.late(found, seconds)
+        return waiting.result(found, known)
 
-    def watch(self, id: UUID) -> Iterator[Execution]:
+    def watch(self, id: UUID | str) -> Iterator[Execution]:
         """The execution as it stands, and again at each change that is seen, until its end.
 
         The end is told at once, other changes are looked for twice a second or more; of several
@@ -235,6 +256,9 @@ class Conductor:
         Refused inside a task.
         """
         waiting.refuse_in_task("watch")
+        return self._watch(arguments.as_id(id))
+
+    def _watch(self, id: UUID) -> Iterator[Execution]:
         last, pauses = self._found_now(id), waiting.Pauses()
         yield last
         with self.ends.expected(id) as end:
@@ -261,23 +285,28 @@ class Conductor:
         with context.shielded(), self.door.transaction() as conn:
             return events.emit(conn, event, text)
 
-    def cancel(self, id: UUID, reason: str | None = None) -> bool:
+    def cancel(self, id: UUID | str, reason: str | None = None) -> bool:
         """Cancel an execution; whether this call changed anything.
 
         A pending one ends at once. A running one is asked to stop and becomes cancelled when it
         ends, however it ends.
         """
+        asked = arguments.as_id(id)
+        if reason is not None:
+            arguments.as_text(reason, "reason")
         with context.shielded(), self.door.transaction() as conn:
-            return executions.cancel(conn, id, reason)
+            return executions.cancel(conn, asked, reason)
 
-    def retry(self, id: UUID, restart: bool = False) -> bool:
+    def retry(self, id: UUID | str, restart: bool = False) -> bool:
         """Let a failed or cancelled execution run again, with the same id and all its attempts.
 
         Its steps are kept, unless it is to ``restart`` from its beginning. Whether there was one
         to retry.
         """
+        asked = arguments.as_id(id)
+        arguments.as_switch(restart, "restart")
         with context.shielded(), self.door.transaction() as conn:
-            return executions.retry(conn, id, restart=restart)
+            return executions.retry(conn, asked, restart=restart)
 
     def schedule(
         self,
@@ -302,7 +331,7 @@ class Conductor:
         spec = scheduling.spec(
             task, name, expression, payload,
             timezone=timezone or self.timezone, missed=missed, limit=self.max_payload,
-            queue_of=lambda known: self._find(known).queue,
+            queue_of=self._queue_of,
         )  # fmt: skip
         with context.shielded(), self.door.transaction() as conn:
             return scheduling.save(conn, spec)
@@ -312,7 +341,8 @@ class Conductor:
 
         One that the task's triggers declare comes back when a server of the task starts.
         """
-        task_name = task.name if isinstance(task, Task) else task
+        task_name = scheduling.name_of(task)
+        registry.check_name("schedule", name)
         with context.shielded(), self.door.transaction() as conn:
             return schedules.remove(conn, task_name, name)
 
@@ -351,7 +381,8 @@ class Conductor:
         self, task: Target, payloads: Iterable[object], options: Mapping[str, Any]
     ) -> Sequence[Row]:
         """The rows of executions that another is to create; each payload may be an Invocation."""
-        common = Invoked.of(task, None, options)
+        common = Invoked.common(task, options)
+        arguments.as_several(payloads, "payloads")
         return [
             self._child(Invoked.of(each, None, options))
             if isinstance(each, Invocation)
@@ -380,7 +411,8 @@ class Conductor:
         self, task: Target, payloads: Iterable[object], options: Mapping[str, Any]
     ) -> Iterator[Row]:
         """What ``invoke_many`` would insert, each checked when it is asked for."""
-        common = Invoked.of(task, None, options)
+        common = Invoked.common(task, options)
+        arguments.as_several(payloads, "payloads")
         make = (
             self._maker(common.task, common.options, ids_in_order())
             if isinstance(common.task, Task)
@@ -407,9 +439,7 @@ class Conductor:
         """What makes a row of a payload; what many have in common is looked up once."""
         name, settings, binder, limit = task.name, task.settings, task.binder, self.max_payload
         if not settings.invocable:
-            raise errors.ConductorError(
-                f"Task {name!r} is not invocable: only its triggers run it."
-            )
+            raise _not_invocable(name)
         queue, rank = options.queue or task.queue, rank_of(settings.priority, options)
         what = f"The payload for task {name!r}"
 
@@ -427,18 +457,28 @@ class Conductor:
         text = payloads.encode(
             {} if payload is None else payload, f"The payload for task {name!r}", self.max_payload
         )
+        known = self._find(name, queue=options.queue)
+        if known is not None and not known.invocable:
+            raise _not_invocable(name)
         if options.queue is not None:
             return row(name, options.queue, 0, text, options)
-        known = self._find(name)
+        assert known is not None
         return row(name, known.queue, known.priority, text, options)
 
-    def _find(self, name: str) -> definitions.Registered:
+    def _queue_of(self, name: str) -> str:
+        found = self._find(name)
+        assert found is not None
+        return found.queue
+
+    def _find(self, name: str, *, queue: str | None = None) -> definitions.Registered | None:
+        """What is registered of a task. None only where a ``queue`` is named: then it may be
+        unknown."""
         there = self._found.get(name)
-        if there is not None and there[0] > time.monotonic():
+        if there is not None and there[0] > time.monotonic() and (there[1] or queue):
             return there[1]
         with self.door.connection() as conn:
             found = definitions.find_task(conn, name)
-            if found is None:
+            if found is None and queue is None:
                 raise errors.UnknownTask(
                     name,
                     registry.nearest(name, definitions.task_names(conn)),
@@ -459,3 +499,22 @@ class Conductor:
         if found is None:
             raise errors.ExecutionNotFound(id)
         return found
+
+
+def _address(url: object) -> str:
+    """The address of a database, as the driver takes it; raises ConfigError."""
+    try:
+        found = URL.read(url)
+    except ValueError:
+        raise errors.ConfigError(
+            f"url = {URL.shown(url)}: expected postgresql://user:password@host:port/database"
+        ) from None
+    if found == "embedded":
+        raise errors.ConfigError(
+            'url = "embedded" is for conductor.toml: Conductor.from_config() starts that Postgres.'
+        )
+    return found
+
+
+def _not_invocable(name: str) -> errors.ConductorError:
+    return errors.ConductorError(f"Task {name!r} is not invocable: only its triggers run it.")

@@ -15,7 +15,7 @@
     │   ├── PermissionRefused      the role lacks a right on Conductor's tables
     │   ├── SchemaMissing          the database has no Conductor schema, or one too old
     │   ├── SchemaTooNew           the database is newer than this program
-    │   ├── Duplicate              on_duplicate="raise" met the same key (.id)
+    │   ├── Duplicate              the same key met on_duplicate="raise"; an id that is taken (.id)
     │   ├── ExecutionFailed        what wait() raises (.id, .error)
     │   ├── ExecutionCancelled     (.id, .reason)
     │   ├── ExecutionNotFound      (.id)
@@ -132,11 +132,16 @@ class SchemaTooNew(ConductorError):
 
 
 class Duplicate(ConductorError):
-    """An execution with the same dedupe key exists; ``id`` is that execution's."""
+    """An execution with the same dedupe key exists, or one of another task has the same id;
+    ``id`` is that execution's."""
 
-    def __init__(self, id: UUID, dedupe_key: str) -> None:
+    def __init__(self, id: UUID, dedupe_key: str | None = None) -> None:
         self.id = id
-        super().__init__(f"Execution {id} already has the dedupe key {dedupe_key!r}.")
+        super().__init__(
+            f"An execution of another task has the id {id}: choose a new one, or leave id= away."
+            if dedupe_key is None
+            else f"Execution {id} already has the dedupe key {dedupe_key!r}."
+        )
 
 
 class ExecutionFailed(ConductorError):

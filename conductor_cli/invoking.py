@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC
 from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 
-from conductor_cli import entropy, errors, payloads, registry
+from conductor_cli import arguments, entropy, errors, payloads, registry
 from conductor_cli.registry import ConfiguredTask, Invocation, InvokeOptions, Task
 
 Ids = list[UUID]
@@ -34,18 +35,41 @@ class Invoked(msgspec.Struct, frozen=True):
             return cls(target.task, target.payload, checked({**target.overrides, **given}))
         if isinstance(target, ConfiguredTask):
             return cls(target.task, payload, checked({**target.overrides, **given}))
+        if not isinstance(target, Task | str):
+            raise arguments.no_task(target)
         return cls(target, payload, checked(given))
 
+    @classmethod
+    def common(cls, target: Target, given: Mapping[str, Any]) -> Invoked:
+        """What many payloads have in common. Each execution has an id and a key of its own."""
+        if isinstance(target, Invocation):
+            raise TypeError(
+                "an Invocation has its payload: pass the task itself, and Invocations among the "
+                "payloads"
+            )
+        made = cls.of(target, None, given)
+        for name in ("id", "dedupe_key"):
+            if getattr(made.options, name) is not None:
+                raise TypeError(
+                    f"{name}={arguments.shown(getattr(made.options, name))} cannot be common to "
+                    "many executions: all but the first would be lost. Give each its own: "
+                    f"task.bind(...).options({name}=...) among the payloads"
+                )
+        return made
 
-def ids(rows: Sequence[Row], met: Mapping[UUID, UUID]) -> Ids:
-    """The ids that callers get, where some rows ``met`` an execution with their dedupe key.
 
-    Raises Duplicate where that was asked for.
+def ids(rows: Sequence[Row], met: Mapping[UUID, UUID | None]) -> Ids:
+    """The ids that callers get, where some rows ``met`` an execution with their dedupe key, or
+    (None) found their id taken by an execution of another task.
+
+    Raises Duplicate for that, and where it was asked for.
     """
     for row in rows if met else ():
+        if row.id in met and met[row.id] is None:
+            raise errors.Duplicate(row.id)
         if row.options.on_duplicate == "raise" and row.id in met:
-            raise errors.Duplicate(met[row.id], str(row.options.dedupe_key))
-    return [met.get(row.id, row.id) for row in rows]
+            raise errors.Duplicate(met[row.id] or row.id, row.options.dedupe_key)
+    return [met.get(row.id) or row.id for row in rows]
 
 
 def new_id() -> UUID:
@@ -88,15 +112,13 @@ def checked(given: Mapping[str, Any]) -> InvokeOptions:
     """Options of ``invoke``; raises TypeError for unknown ones, ValueError for bad values."""
     if not given:
         return PLAIN
-    try:
-        options = InvokeOptions(**given)
-    except TypeError:
-        known = InvokeOptions.__dataclass_fields__
-        wrong = next(name for name in given if name not in known)
-        meant = registry.nearest(wrong, known)
-        hint = f" Did you mean {meant[0]!r}?" if meant else ""
-        raise TypeError(f"invoke has no option {wrong!r}.{hint}") from None
+    registry.refuse_unknown_options("invoke", given)
+    options = InvokeOptions(**given)
     _check(options)
+    if options.id is not None:
+        options = replace(options, id=arguments.as_id(options.id))
+    if options.run_at is not None:
+        options = replace(options, run_at=arguments.as_moment(options.run_at, "run_at"))
     return options
 
 
@@ -105,25 +127,25 @@ def _check(options: InvokeOptions) -> None:
         registry.check_name("queue", options.queue)
     if options.priority is not None:
         registry.check_priority(options.priority)
-    if options.run_at is not None and options.run_at.tzinfo is None:
-        raise ValueError(f"run_at={options.run_at!r} has no time zone; pass an aware datetime")
     if options.run_at is not None and options.delay is not None:
         raise ValueError("run_at and delay are both given; choose one")
     registry.check_duration("delay", options.delay)
     registry.check_duration("timeout", options.timeout, positive=True)
-    _check_text("dedupe_key", options.dedupe_key)
-    _check_text("group", options.group)
+    if options.dedupe_key is not None:
+        arguments.as_text(options.dedupe_key, "dedupe_key", KEY_LIMIT, least=1)
+    if options.on_duplicate == "supersede":
+        raise ValueError(
+            'on_duplicate="supersede" is not in this version; cancel the other one by its id first'
+        )
     if options.on_duplicate not in ("return", "replace", "raise"):
         raise ValueError(
-            f'on_duplicate={options.on_duplicate!r} is none of "return", "replace", "raise"'
+            f"on_duplicate={arguments.shown(options.on_duplicate)} is none of "
+            '"return", "replace", "raise"'
         )
-
-
-def _check_text(name: str, text: object) -> None:
-    if text is None:
-        return
-    if not isinstance(text, str) or not 0 < len(text) <= KEY_LIMIT or "\0" in text:
-        raise ValueError(f"{name}={text!r} is not a text of 1 to {KEY_LIMIT} characters")
+    if options.metadata is not None and not isinstance(options.metadata, Mapping):
+        raise TypeError(
+            f"metadata={arguments.shown(options.metadata)} is not a mapping of keys to values"
+        )
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -173,7 +195,6 @@ def _rest(options: InvokeOptions) -> str:
         "timeout": registry.as_seconds(options.timeout),
         "dedupe_key": options.dedupe_key,
         "on_duplicate": options.on_duplicate,
-        "group": options.group,
     }
     text = msgspec.json.encode({k: v for k, v in given.items() if v is not None}).decode()
     if options.metadata is not None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import msgspec
 
-from conductor_cli import payloads, stored_error, telemetry, timing
+from conductor_cli import arguments, payloads, stored_error, telemetry, timing
+from conductor_cli.arguments import shown
 from conductor_cli.attempt import Abort, shielded
 from conductor_cli.database import Loan, is_transient
 from conductor_cli.errors import (
@@ -558,15 +559,13 @@ def seconds(value: float | timedelta, what: str) -> float:
     """A duration; raises ValueError when it is none, or more than a century."""
     number = timing.seconds(value, what)
     if not number <= LONGEST:
-        raise ValueError(f"{what}={value!r} is more than a century")
+        raise ValueError(f"{what}={shown(value)} is more than a century")
     return number
 
 
 def moment(value: datetime) -> datetime:
-    """A moment; raises ValueError when it has no time zone."""
-    if not isinstance(value, datetime) or value.tzinfo is None:
-        raise ValueError(f"{value!r} has no time zone; pass an aware datetime")
-    return value.astimezone(UTC)
+    """A moment, in UTC; raises TypeError, ValueError for what is none."""
+    return arguments.as_moment(value, "moment")
 
 
 def _fresh(born: Children, until: datetime | None, about: str | None) -> dict[str, Entry]:
@@ -585,8 +584,12 @@ def _fresh(born: Children, until: datetime | None, about: str | None) -> dict[st
 
 
 def _check_name(name: object) -> None:
-    if not isinstance(name, str) or not 0 < len(name) <= NAME_LIMIT or "\0" in name:
-        raise StepError(f"{name!r} is not a name: a text of 1 to {NAME_LIMIT} characters.")
+    try:
+        arguments.as_text(name, "name", NAME_LIMIT, least=1)
+    except (TypeError, ValueError) as error:
+        raise StepError(
+            f"{shown(name)} is not a name: a text of 1 to {NAME_LIMIT} characters. ({error}.)"
+        ) from None
 
 
 def _is_own_failure(entry: Entry) -> bool:

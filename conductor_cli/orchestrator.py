@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from conductor_cli import catalog, errors, migrate, telemetry
+from conductor_cli import arguments, catalog, errors, migrate, telemetry
 from conductor_cli.catalog import TaskSet, WorkerSpec
 from conductor_cli.client import Conductor
 from conductor_cli.config import Config, WorkerConfig, load
@@ -105,6 +105,11 @@ class Orchestrator:
         Raises TaskDefinitionError for two tasks of one name, ConfigError for two workers of one
         queue.
         """
+        if not isinstance(conductor, Conductor):
+            raise TypeError(
+                f"conductor={arguments.shown(conductor)} is no Conductor: make one by "
+                "Conductor.create(url)"
+            )
         made = _workers(TaskSet(tasks), workers, lambda _: default_worker or WorkerConfig())
         return cls(conductor, made, config or Config())
 

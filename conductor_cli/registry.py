@@ -25,6 +25,7 @@ from typing import (
 
 from conductor_cli import filters, payloads, timing
 from conductor_cli import middleware as middleware_of
+from conductor_cli.arguments import shown
 from conductor_cli.context import AsyncContext, Context
 from conductor_cli.errors import ConductorError, PayloadError, TaskDefinitionError
 from conductor_cli.models import NAME_PATTERN
@@ -114,6 +115,17 @@ def on_event(
         raise TaskDefinitionError(f"on_event({event!r}): {error}") from None
 
 
+NOT_YET: Final = "the option {!r} is not in this version, and would do nothing; leave it away"
+NOT_YET_OF_INVOKE: Final = (
+    "deadline", "debounce", "debounce_max", "dedupe_until", "expires", "group", "throttle",
+)  # fmt: skip
+NOT_YET_OF_TASK: Final = (
+    "batch", "concurrency", "dead_letter", "deadline", "expires", "fail_on", "fifo", "group_by",
+    "group_concurrency", "group_rate", "isolated", "limits", "middleware", "rate", "retry_on",
+    "title", "window",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class InvokeOptions:
     """How one execution is to be created; None leaves it to the task."""
@@ -125,7 +137,6 @@ class InvokeOptions:
     priority: int | None = None
     dedupe_key: str | None = None
     on_duplicate: str = "return"
-    group: str | None = None
     timeout: Seconds | None = None
     metadata: Mapping[str, Any] | None = None
 
@@ -394,7 +405,7 @@ def check_name(what: str, name: object) -> str:
     """The name, if it is one; raises ValueError."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
-            f"the {what} name {name!r} is not 1 to 200 of the characters A-Z a-z 0-9 _ . : -"
+            f"the {what} name {shown(name)} is not 1 to 200 of the characters A-Z a-z 0-9 _ . : -"
         )
     return name
 
@@ -402,7 +413,7 @@ def check_name(what: str, name: object) -> str:
 def check_priority(priority: object) -> int:
     """The priority, if it is one; raises ValueError."""
     if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > 32767:
-        raise ValueError(f"priority={priority!r} is not a whole number from -32767 to 32767")
+        raise ValueError(f"priority={shown(priority)} is not a whole number from -32767 to 32767")
     return priority
 
 
@@ -423,18 +434,28 @@ def _refuse_what_is_no_task(function: Any, inner: Any) -> None:
 def _unknown_option(function: Callable[..., Any], options: Mapping[str, Any]) -> str:
     known = list(TaskOptions.__dataclass_fields__)
     wrong = next(name for name in options if name not in known)
-    meant = nearest(wrong, known)
-    hint = f" Did you mean {meant[0]!r}?" if meant else ""
-    return f"{payloads.describe(function)}: @task has no option {wrong!r}.{hint}"
+    if wrong in NOT_YET_OF_TASK:
+        return f"{payloads.describe(function)}: {NOT_YET.format(wrong)}"
+    return f"{payloads.describe(function)}: @task has no option {wrong!r}.{_meant(wrong, known)}"
 
 
 def _refuse_unknown_options(task_name: str, overrides: Mapping[str, Any]) -> None:
+    refuse_unknown_options(f"{task_name}.options()", overrides)
+
+
+def refuse_unknown_options(where: str, given: Mapping[str, Any]) -> None:
+    """Raise TypeError for what is no option of ``invoke``, or not one yet."""
     known = list(InvokeOptions.__dataclass_fields__)
-    for name in overrides:
+    for name in given:
+        if name in NOT_YET_OF_INVOKE:
+            raise TypeError(f"{where}: {NOT_YET.format(name)}")
         if name not in known:
-            meant = nearest(name, known)
-            hint = f" Did you mean {meant[0]!r}?" if meant else ""
-            raise TypeError(f"{task_name}.options() has no option {name!r}.{hint}")
+            raise TypeError(f"{where} has no option {name!r}.{_meant(name, known)}")
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    meant = nearest(name, known)
+    return f" Did you mean {meant[0]!r}?" if meant else ""
 
 
 def _check_count(name: str, value: object, least: int) -> None:
@@ -453,9 +474,9 @@ def check_duration(name: str, value: object, *, positive: bool = False) -> None:
         return
     number = timing.seconds(value, name)
     if positive and number <= 0:
-        raise ValueError(f"{name}={value!r} must be more than zero seconds")
+        raise ValueError(f"{name}={shown(value)} must be more than zero seconds")
     if number > LONGEST:
-        raise ValueError(f"{name}={value!r} is more than a century")
+        raise ValueError(f"{name}={shown(value)} is more than a century")
 
 
 def _check_retention(name: str, value: object) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from conductor_cli import errors, payloads, registry, timing
+from conductor_cli import arguments, errors, payloads, registry, timing
 from conductor_cli.models import ScheduleSpec
-from conductor_cli.registry import Invocation, Task
+from conductor_cli.registry import ConfiguredTask, Invocation, Task
 from conductor_cli.store import definitions, schedules
 
 if TYPE_CHECKING:
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from conductor_cli.database import Connection
     from conductor_cli.store.schedules import ScheduleReport
+
+
+EXPRESSION_LIMIT: Final = 500
 
 
 def spec(
@@ -39,7 +42,14 @@ def spec(
         if task.overrides:
             raise TypeError(f"a schedule takes no options of invoke: {', '.join(task.overrides)}")
         payload, task = task.payload, task.task
+    if isinstance(task, ConfiguredTask):
+        raise TypeError(f"a schedule takes no options of invoke: {', '.join(task.overrides)}")
+    if not isinstance(task, Task | str):
+        raise arguments.no_task(task)
     registry.check_name("schedule", name)
+    arguments.as_text(expression, "expression", EXPRESSION_LIMIT, least=1)
+    arguments.as_text(timezone, "timezone", EXPRESSION_LIMIT, least=1)
+    arguments.as_text(missed, "missed", EXPRESSION_LIMIT, least=1)
     cron = registry.cron(expression, name=name, timezone=timezone, missed=missed)
     text = payloads.encode(
         {} if payload is None else payload, f"The payload of schedule {name!r}", limit
@@ -52,6 +62,17 @@ def spec(
     return ScheduleSpec(
         task_name, name, queue, expression, timezone, cron.missed, text, declared=False
     )
+
+
+def name_of(task: object) -> str:
+    """The name of a task that is given as such, or by its name."""
+    if isinstance(task, Task):
+        return task.name
+    if isinstance(task, ConfiguredTask):
+        return task.task.name
+    if isinstance(task, str):
+        return registry.check_name("task", task)
+    raise arguments.no_task(task)
 
 
 def save(conn: Connection, spec: ScheduleSpec) -> bool:

@@ -103,12 +103,12 @@ async def event_on_borrowed_async(connection: object, event: str, payload: str) 
 def _borrowed(rows: Sequence[Row]) -> tuple[str, Sequence[object]]:
     chosen = any(row.options.id is not None for row in rows)
     raises = any(row.options.on_duplicate == "raise" for row in rows)
-    statement = executions.LENT_OR_NOTHING if raises else executions.LENT
+    statement = executions.LENT_OR_NOTHING if raises or chosen else executions.LENT
     return statement, (array(row.full for row in rows), chosen)
 
 
 def _ids(rows: Sequence[Row], met: Rows) -> Ids:
-    return ids(rows, {UUID(asked): UUID(there) for asked, there in met})
+    return ids(rows, {UUID(asked): UUID(there) if there else None for asked, there in met})
 
 
 def _send_one(conn: Connection, row: Row) -> UUID:
@@ -131,7 +131,7 @@ def _send(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:
     made.extend(portion)
     if len(portion) <= 1:
         return ids(made, _send_portion(conn, portion, again=False))
-    met: dict[UUID, UUID] = {}
+    met: dict[UUID, UUID | None] = {}
     with database.atomically(conn), database.overlapped(conn):
         for each in _portions(portion, rows, made):
             met |= _send_portion(conn, each, again=False)
@@ -168,7 +168,7 @@ def _send_again(conn: Connection, rows: Iterator[Row], made: list[Row]) -> Ids:
         return ids(made, _send_portion(conn, made, again=True))
 
 
-def _send_portion(conn: Connection, rows: Sequence[Row], *, again: bool) -> dict[UUID, UUID]:
+def _send_portion(conn: Connection, rows: Sequence[Row], *, again: bool) -> dict[UUID, UUID | None]:
     kinds = {row.kind for row in rows}
     kind = kinds.pop() if len(kinds) == 1 and not again else None
     if kind is not None:

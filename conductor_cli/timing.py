@@ -34,6 +34,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from cronsim import CronSim, CronSimError
 
 from conductor_cli import entropy
+from conductor_cli.arguments import shown
 from conductor_cli.errors import TaskDefinitionError
 
 GRACE: Final = timedelta(seconds=60)
@@ -70,7 +71,7 @@ def seconds(value: object, what: str, error: type[Exception] = ValueError) -> fl
         result = _as_float(number)
         if math.isfinite(result) and result >= 0:
             return result
-    raise error(f"{what} must be seconds or a timedelta, finite and 0 or more, not {value!r}")
+    raise error(f"{what} must be seconds or a timedelta, finite and 0 or more, not {shown(value)}")
 
 
 def zone(name: str) -> ZoneInfo:
@@ -80,7 +81,7 @@ def zone(name: str) -> ZoneInfo:
     except (KeyError, ValueError, TypeError, OSError):  # OSError: "Europe" is a folder
         near = difflib.get_close_matches(str(name), available_timezones(), n=2)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ValueError(f"no time zone is named {name!r}{hint}")
+    raise ValueError(f"no time zone is named {shown(name)}{hint}")
 
 
 def _as_float(number: float) -> float:

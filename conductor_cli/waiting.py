@@ -14,12 +14,13 @@ import time
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID, uuid4
 
 import msgspec
 
-from conductor_cli import context, errors, registry, telemetry
+from conductor_cli import arguments, context, errors, registry, telemetry
 from conductor_cli.database import Listening, is_forbidden, is_transient
 from conductor_cli.models import State
 from conductor_cli.service import Deadline, Service, backoff
@@ -27,7 +28,6 @@ from conductor_cli.store import executions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from datetime import timedelta
 
     from conductor_cli.database import Database
     from conductor_cli.door import Door
@@ -139,11 +139,27 @@ def refuse_in_task(what: str) -> None:
         )
 
 
-def late(found: Execution, timeout: float | timedelta | None) -> TimeoutError:
+def checked(
+    id: object, task: object, timeout: float | timedelta | None
+) -> tuple[UUID, Task[..., Any] | None, float | None]:
+    """What ``wait`` is given, ready to be used; raises TypeError, ValueError."""
+    asked = arguments.as_id(id)
+    registry.check_duration("timeout", timeout)
+    if isinstance(task, registry.ConfiguredTask):
+        task = task.task
+    if isinstance(task, int | float | timedelta):
+        raise TypeError(
+            f"wait() was given {arguments.shown(task)} in the place of a task; seconds go by "
+            f"keyword: timeout={arguments.shown(task)}"
+        )
+    if task is not None and not isinstance(task, registry.Task):
+        raise arguments.no_task(task)
+    return asked, task, registry.as_seconds(timeout)
+
+
+def late(found: Execution, seconds: float | None) -> TimeoutError:
     """What a wait raises whose time is up."""
-    return TimeoutError(
-        f"Execution {found.id} is {found.state} after {registry.as_seconds(timeout):g} s."
-    )
+    return TimeoutError(f"Execution {found.id} is {found.state} after {seconds:g} s.")
 
 
 def result(ended: Execution, task: Task[..., Any] | None) -> Any:

@@ -24,6 +24,7 @@ $$;
 -- The one way in. Takes an array of objects with the keys of the record below; the caller
 -- chooses each id, so that sending the same array again inserts nothing twice. Returns a row
 -- for each that met an execution with its dedupe key: the id asked for, and the one there is.
+-- The one there is reads null where the id asked for is that of an execution of another task.
 -- recheck: look among the ended too, for an array that is sent again.
 --
 -- The race: two writers send the same dedupe keys in different orders. A second writer of one key
@@ -39,6 +40,11 @@ declare
     inserted bigint;
 begin
     if recheck then
+        return query select h.id, null::uuid
+        from json_array_elements(specs) e
+        join conductor.history h on h.id = (e ->> 'id')::uuid
+        where h.task <> e ->> 'task';
+
         select coalesce(json_agg(e), '[]') into specs from json_array_elements(specs) e
         where not exists (select from conductor.history h where h.id = (e ->> 'id')::uuid);
     end if;
@@ -94,8 +100,9 @@ $$;
 --
 -- The race: the execution that is met is just being ended, or replaced, by somebody else. Who waits
 -- for its row while others wait for the keys inserted above may wait for ever. So a row is locked
--- only to be replaced, while it is pending, and all those in the order of their ids. Whoever only
--- wants to know its id reads it. Test: tests/store/test_lock_order.py.
+-- only to be replaced, and all those in the order of their ids. Whoever only wants to know its id
+-- reads it. An execution that has begun is not replaced: it leaves its key to the new one, whose
+-- payload would otherwise be lost. Test: tests/store/test_lock_order.py.
 create function conductor.resolve_duplicates(specs json)
     returns table (asked uuid, met uuid)
     language plpgsql
@@ -105,8 +112,13 @@ declare
     spec record;
     there uuid;
 begin
+    return query select l.id, null::uuid
+    from json_to_recordset(specs) as s (id uuid, task text)
+    join conductor.live l on l.id = s.id
+    where l.task <> s.task;
+
     perform from conductor.live l
-    where l.state in ('r', 's') and l.id = any (array(
+    where l.id = any (array(
         select h.id
         from json_to_recordset(specs) as s (
             id uuid, task text, queue text, dedupe_key text, on_duplicate text)
@@ -133,10 +145,14 @@ begin
                 state = case when m.run_at > conductor.now() then 's' else 'r' end::"char"
             from (select conductor.due_at(spec.run_at, spec.delay) as run_at) m
             where l.task = spec.task and l.queue = spec.queue and l.dedupe_key = spec.dedupe_key
-              and l.state in ('r', 's')
+              and l.state in ('r', 's') and l.runs = 0
             returning l.id into there;
             perform conductor.notify_queue(l.queue, l.rank, case when l.state = 's' then l.run_at end)
-            from conductor.live l where l.id = there and l.state in ('r', 's');
+            from conductor.live l where l.id = there;
+            if there is null then
+                update conductor.live l set dedupe_key = null
+                where l.task = spec.task and l.queue = spec.queue and l.dedupe_key = spec.dedupe_key;
+            end if;
         end if;
         select l.id into there from conductor.live l
         where l.task = spec.task and l.queue = spec.queue and l.dedupe_key = spec.dedupe_key;
@@ -165,9 +181,9 @@ begin
     begin
         select json_agg(e) into meetings from conductor.enqueue(specs, recheck) e;
         if exists (
-            select from json_to_recordset(meetings) as m (asked uuid)
+            select from json_to_recordset(meetings) as m (asked uuid, met uuid)
             join json_to_recordset(specs) as s (id uuid, on_duplicate text) on s.id = m.asked
-            where s.on_duplicate = 'raise'
+            where s.on_duplicate = 'raise' or m.met is null
         ) then
             raise exception 'duplicate' using errcode = 'CD409';
         end if;
@@ -205,6 +221,12 @@ begin
     elsif invoke.queue is null and homes > 1 then
         raise exception 'task "%" is in several queues', invoke.task using
             errcode = 'ambiguous_parameter', hint = 'Name the queue.';
+    elsif known.options -> 'invocable' = 'false' then
+        raise exception 'task "%" is not invocable: only its triggers run it', invoke.task using
+            errcode = 'insufficient_privilege';
+    elsif invoke."group" is not null then
+        raise exception 'groups are not in this version: "group" would do nothing' using
+            errcode = 'feature_not_supported', hint = 'Leave it away.';
     end if;
     if coalesce(invoke.task, '') !~ '^[A-Za-z0-9_.:-]{1,200}$'
        or coalesce(invoke.queue, known.queue) !~ '^[A-Za-z0-9_.:-]{1,200}$' then

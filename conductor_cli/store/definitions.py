@@ -122,13 +122,15 @@ class Registered(msgspec.Struct, frozen=True):
     name: str
     queue: str
     priority: int
+    invocable: bool
 
 
 FIND_TASK: Final = Statement(
     row=Registered,
     sql="""
     -- Reads only.
-    select name, queue, priority from conductor.tasks
+    select name, queue, priority, options -> 'invocable' is distinct from 'false' as invocable
+    from conductor.tasks
     where name = %(name)s
     order by home desc, registered_at desc
     limit 1

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 class Met(msgspec.Struct, frozen=True):
-    """An invocation that met an execution with its dedupe key."""
+    """An invocation that met an execution with its dedupe key; ``met`` is None where its id is
+    that of an execution of another task."""
 
     asked: UUID
-    met: UUID
+    met: UUID | None
 
 
 ENQUEUE: Final = Statement(

@@ -110,7 +110,7 @@ def test_a_hundred_who_wait_hold_no_thread(database_url: str, start: Any, eventu
         async with AsyncConductor.create(database_url) as aio:
             id = await aio.invoke(gated)
             before = threading.active_count()
-            waits = [asyncio.create_task(aio.wait(id, gated, 60)) for _ in range(100)]
+            waits = [asyncio.create_task(aio.wait(id, gated, timeout=60)) for _ in range(100)]
             while len(_waiting(aio, id)) < 100:
                 await asyncio.sleep(0.01)
             assert threading.active_count() <= before + 8 + 1

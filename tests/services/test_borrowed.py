@@ -240,10 +240,10 @@ def test_the_same_holds_for_asynchronous_ones(
         async with ASYNC[kind](database_url) as lent:
             one = await aio.invoke(greet, {"name": "a"}, connection=lent.connection)
             with pytest.raises(Duplicate):
+                twice = greet.bind(name="no").options(dedupe_key="k", on_duplicate="raise")
                 await aio.invoke_many(
-                    greet, [{"name": "no"}, greet.bind(name="no").options(id=one)] * 2,
-                    dedupe_key=str(one), on_duplicate="raise", connection=lent.connection,
-                )  # fmt: skip
+                    greet, [{"name": "no"}, twice, twice], connection=lent.connection
+                )
             many = await aio.invoke_many(greet, [{"name": "b"}], connection=lent.connection)
             assert await aio.list() == []
             await lent.commit()

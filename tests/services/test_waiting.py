@@ -83,7 +83,7 @@ def test_those_who_wait_are_told_of_the_end_on_one_connection(
 ) -> None:
     start(gated)
     ids = conductor.invoke_many(gated, [{"gate": gate}] * 8)
-    waits = [pool.submit(conductor.wait, id, gated, 60) for id in ids for _ in range(2)]
+    waits = [pool.submit(conductor.wait, id, gated, timeout=60) for id in ids for _ in range(2)]
     eventually(lambda: all(is_marked(conductor, each) for each in ids))
     eventually(lambda: conductor.ends._lookout and conductor.ends._lookout._is_proven)
     assert len(listeners(conductor)) == 1
@@ -150,7 +150,7 @@ def test_without_notifications_it_looks_by_itself(
     monkeypatch.setattr(waiting, "PROOF_WITHIN", 0.05)
     start(gated)
     id = conductor.invoke(gated, {"gate": gate})
-    waits = pool.submit(conductor.wait, id, gated, 60)
+    waits = pool.submit(conductor.wait, id, gated, timeout=60)
     eventually(lambda: is_marked(conductor, id))
     eventually(lambda: not listeners(conductor))
     gates[gate].set()
@@ -174,7 +174,7 @@ def test_a_lost_connection_is_replaced_and_the_end_in_between_is_found(
     other = uuid4().hex
     gates[other] = threading.Event()
     ids = [conductor.invoke(gated, {"gate": each}) for each in (gate, other)]
-    waits = [pool.submit(conductor.wait, id, gated, 60) for id in ids]
+    waits = [pool.submit(conductor.wait, id, gated, timeout=60) for id in ids]
     eventually(lambda: conductor.ends._lookout and conductor.ends._lookout._is_proven)
     (first,) = listeners(conductor)
     with psycopg.connect(conductor.database.url, autocommit=True) as conn:
@@ -202,7 +202,7 @@ def test_a_role_that_may_not_mark_waits_all_the_same(
             joint = "&" if "?" in database_url else "?"
             url = f"{database_url}{joint}options=-c%20role%3D{role}"
             with Conductor.create(url) as reader:
-                waits = pool.submit(reader.wait, id, gated, 60)
+                waits = pool.submit(reader.wait, id, gated, timeout=60)
                 eventually(lambda: reader.ends._lookout and reader.ends._lookout._listen_at > 0)
                 gates[gate].set()
                 assert waits.result(30) == gate
@@ -248,13 +248,13 @@ def test_a_fork_waits_with_a_thread_and_a_connection_of_its_own(
 ) -> None:
     start(gated)
     id = conductor.invoke(gated, {"gate": gate})
-    waits = pool.submit(conductor.wait, id, gated, 60)
+    waits = pool.submit(conductor.wait, id, gated, timeout=60)
     (mine,) = eventually(lambda: listeners(conductor))
     child = os.fork()
     if child == 0:  # no assertion may escape here
         code = 1
         try:
-            code = 0 if conductor.wait(id, gated, 60) == gate else 2
+            code = 0 if conductor.wait(id, gated, timeout=60) == gate else 2
         finally:
             os._exit(code)
     eventually(lambda: set(listeners(conductor)) - {mine})

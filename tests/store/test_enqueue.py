@@ -261,14 +261,72 @@ def test_replace_makes_a_scheduled_one_ready(conn: Connection, ears: Ears) -> No
     assert ears.payloads() == ["ready:-3:q"]
 
 
-def test_replace_leaves_a_running_one_alone(conn: Connection, ears: Ears) -> None:
+def test_replace_makes_a_new_one_where_the_other_runs(conn: Connection, ears: Ears) -> None:
     first = running(conn, dedupe_key="k", payload=1)
     ears.heard()
     second = spec(dedupe_key="k", on_duplicate="replace", payload=2, rank=9)
-    assert enqueue(conn, second) == [Met(UUID(second["id"]), first.id)]
+    assert enqueue(conn, second) == []
     row = live(conn, first.id)
     assert (row.state, row.payload, row.rank, row.token) == ("x", 1, 0, first.token)
-    assert ears.payloads() == []
+    new = live(conn, UUID(second["id"]))
+    assert (new.state, new.payload, new.rank, new.dedupe_key) == ("r", 2, 9, "k")
+    assert ears.payloads() == ["ready:9:q"]
+    third = spec(dedupe_key="k", on_duplicate="replace", payload=3)
+    assert enqueue(conn, third) == [Met(UUID(third["id"]), UUID(second["id"]))]
+    assert live(conn, UUID(second["id"])).payload == 3
+    finish(conn, end(first))
+    assert _count(conn) == 1
+
+
+def test_replace_makes_a_new_one_where_the_other_is_to_be_tried_again(conn: Connection) -> None:
+    first = running(conn, dedupe_key="k", payload=1)
+    conn.execute("update conductor.live set state = 's', failures = 1, owner = null, token = null")
+    second = spec(dedupe_key="k", on_duplicate="replace", payload=2)
+    assert enqueue(conn, second) == []
+    assert (live(conn, first.id).payload, live(conn, UUID(second["id"])).payload) == (1, 2)
+
+
+def test_of_two_replacements_at_once_where_the_other_runs_one_is_made(
+    conn: Connection, other: Connection, database: Database
+) -> None:
+    first = running(conn, dedupe_key="k", payload=1)
+    second = spec(dedupe_key="k", on_duplicate="replace", payload=2)
+    third = spec(dedupe_key="k", on_duplicate="replace", payload=3)
+    with background() as start, database.connect("watch") as watcher:
+        with conn.transaction():
+            assert enqueue(conn, second) == []
+            call = start(enqueue, other, third)
+            wait_until_blocked(watcher, other)
+        assert call.result(10) == [Met(UUID(third["id"]), UUID(second["id"]))]
+    assert (live(conn, first.id).payload, live(conn, UUID(second["id"])).payload) == (1, 3)
+    assert _count(conn) == 2
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_an_id_of_another_task_is_taken(conn: Connection, ended: bool) -> None:
+    first = spec(task="one")
+    enqueue(conn, first)
+    if ended:
+        finish(conn, end(claim(conn, tasks=["one"])[0]))
+    again, another = {**first, "task": "one"}, {**first, "task": "another"}
+    assert enqueue(conn, again, recheck=True) == []
+    assert enqueue(conn, another, recheck=True) == [Met(UUID(first["id"]), None)]
+    assert _count(conn) == (0 if ended else 1)
+
+
+def test_from_sql_only_its_triggers_run_what_is_not_invocable(conn: Connection) -> None:
+    register(conn, "t")
+    conn.execute("update conductor.tasks set options = options || '{\"invocable\": false}'")
+    for queue in (None, "q"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="only its triggers run it"):
+            _invoke(conn, "t", queue=queue)
+    assert _count(conn) == 0
+
+
+def test_from_sql_a_group_is_refused_since_it_would_do_nothing(conn: Connection) -> None:
+    with pytest.raises(psycopg.errors.FeatureNotSupported, match="would do nothing"):
+        _invoke(conn, "t", queue="q", group="g")
+    assert _count(conn) == 0
 
 
 @pytest.mark.parametrize("on_duplicate", ["return", "raise", None])
@@ -435,11 +493,11 @@ def test_ids_grow_with_time(conn: Connection) -> None:
 def test_invoke_takes_everything_that_it_says(conn: Connection) -> None:
     made = _invoke(
         conn, "t", payload='{"a": 1}', queue="q", run_at=datetime(2090, 1, 1, tzinfo=UTC),
-        priority=-9, dedupe_key="k", group="g", metadata='{"m": 1}',
+        priority=-9, dedupe_key="k", metadata='{"m": 1}',
     )  # fmt: skip
     row = live(conn, made)
     assert (row.payload, row.queue, row.rank, row.dedupe_key) == ({"a": 1}, "q", 9, "k")
-    assert (row.group_key, row.metadata, row.state) == ("g", {"m": 1}, "s")
+    assert (row.metadata, row.state) == ({"m": 1}, "s")
     assert _invoke(conn, "t", queue="q", dedupe_key="k") == made
 
 
