@@ -49,7 +49,7 @@ def drain(
     process.begin(lambda: os._exit(CUT_SHORT))  # nothing has been started yet
     config = session.settings(given)
     telemetry.configure(config.log.level, config.log.format)
-    session.tasks(config)
+    session.tasks(config, None)
     with session.located(config, output.tell) as found:
         orchestrator = Orchestrator.from_config(found, queues=queues)
         session.reach(orchestrator.conductor.database)

@@ -31,6 +31,8 @@ def tasks(given: options.Given, as_json: bool) -> None:
     elif shown:
         rows = [(t.name, t.queue, [x.expression for x in t.triggers], _limits(t)) for t in shown]
         output.table(COLUMNS, rows)
+    elif config.tasks.modules:
+        output.tell("There are none.")
     else:
         output.tell("There are none: name the modules that define tasks in [tasks] modules.")
 
