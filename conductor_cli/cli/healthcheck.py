@@ -17,7 +17,10 @@ NOT_READY: Final = 1
 
 
 @click.command(cls=options.Command, short_help="Ask the server whether it is ready.")
-@options.server_flags
+@click.option("--host", help="The address at which to ask; default: where the server listens.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="The port to ask; default: the server's."
+)
 @options.json_flag
 @click.pass_obj
 def healthcheck(given: options.Given, host: str | None, port: int | None, as_json: bool) -> int:
