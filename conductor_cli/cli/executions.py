@@ -24,14 +24,20 @@ NOT_ENDED: Final = ("pending", "running", "waiting")
 LISTED: Final = 100
 ACTED_UPON: Final = 10_000
 PREVIEWED: Final = 20
+MANY: Final = click.IntRange(1, 1_000_000)
 NOTHING_CHANGED: Final = 1
 
 
 def filters(command: F) -> F:
     """The filters that all of these commands share."""
     for option in (
-        click.option("--limit", type=click.IntRange(1), help="At most so many, the newest."),
-        click.option("--since", type=options.moment, help="Created since a moment, or 90m, 2d."),
+        click.option("--limit", type=MANY, help="At most so many, the newest."),
+        click.option(
+            "--since",
+            type=options.moment,
+            metavar="MOMENT",
+            help="Created since a moment, or so long ago: 90m, 2d.",
+        ),
         click.option("--error", metavar="TEXT", help="Whose error contains this text."),
         click.option("--group", help="Of this group."),
         click.option("--queue", help="Of this queue."),

@@ -56,6 +56,8 @@ def _reasons(config: Config) -> list[str]:
         return [f"nothing answers within {TIMEOUT:g} s at {host}:{port}"]
     except OSError as error:
         return [f"nothing answers at {host}:{port}: {error.strerror or error}"]
+    except UnicodeError:
+        return [f"{host!r} is no host's name"]
     except HTTPException:
         return [f"what answers at {host}:{port} is not a Conductor server"]
     finally:

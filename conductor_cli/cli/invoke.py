@@ -24,12 +24,20 @@ CUT_SHORT: Final = 4
 @click.argument("task")
 @payload.argument
 @click.option("--queue", help="Another queue than the task's own.")
-@click.option("--delay", type=options.seconds, help="Not before so long from now, e.g. 90 or 2h.")
+@click.option(
+    "--delay",
+    type=options.seconds,
+    metavar="DURATION",
+    help="Not before so long from now, e.g. 90 or 2h.",
+)
 @click.option("--priority", type=int, help="Higher goes first; default: the task's own.")
 @click.option("--dedupe-key", help="Create none if one with this key has not ended.")
 @click.option("--wait", is_flag=True, help="Wait until it has ended, and print its result.")
 @click.option(
-    "--timeout", type=options.seconds, help="Wait no longer than so, e.g. 90 or 2m; exit code 4."
+    "--timeout",
+    type=options.seconds,
+    metavar="DURATION",
+    help="Wait no longer than so, e.g. 90 or 2m; exit code 4.",
 )
 @options.json_flag
 @click.pass_obj

@@ -67,6 +67,15 @@ class Command(click.Command):
         super().__init__(*args, **options)
         self.params.extend(_shared())
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Raises UsageError for words that neither Postgres nor JSON has a place for."""
+        for parameter in self.params:
+            value = ctx.params.get(str(parameter.name))
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, str) and not _is_unicode(text):
+                    raise click.BadParameter(f"{text!r} is not text in UTF-8.", ctx, parameter)
+        return super().invoke(ctx)
+
 
 class Group(click.Group):
     """A group of such commands."""
@@ -98,6 +107,11 @@ class ListByDefault(Group):
             formatter.write_text(
                 f"`{ctx.command_path}` alone lists, with the options of `{ctx.command_path} list`."
             )
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether all of its bytes could be read when it was typed."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 json_flag: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -121,11 +121,16 @@ def duration(seconds: float) -> str:
 
 
 def since(value: datetime | None) -> str:
-    """How long ago a moment was, or in how long it will be, by this clock."""
+    """How long ago a moment was, by this clock."""
+    return "" if value is None else f"{age(value)} ago"
+
+
+def until(value: datetime | None) -> str:
+    """In how long a moment comes, by this clock."""
     if value is None:
         return ""
-    ago = time.time() - value.timestamp()
-    return f"{duration(ago)} ago" if ago >= 0 else f"in {duration(-ago)}"
+    left = value.timestamp() - time.time()
+    return f"in {duration(left)}" if left > 0 else "due"
 
 
 def cut(text: str, limit: int) -> str:

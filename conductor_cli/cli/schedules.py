@@ -139,7 +139,7 @@ def _act(
 
 
 def _short(each: ScheduleReport) -> tuple[object, ...]:
-    due = "paused" if each.paused else output.since(each.next_at)
+    due = "paused" if each.paused else output.until(each.next_at)
     last = output.since(each.last_at)
     return (each.task, each.name, each.expression, each.timezone, due, last)
 

@@ -170,6 +170,7 @@ class Ambiguous(msgspec.Struct, frozen=True):
 WITH_NEIGHBOURS: Final = Statement(
     row=Ambiguous,
     sql="""
+    -- Each range is looked up in both primary indexes, as BY_PREFIX does for one.
     select given.id
     from unnest(%(ids)s::uuid[], %(lows)s::uuid[], %(highs)s::uuid[]) as given (id, low, high)
     where exists (
