@@ -1,15 +1,10 @@
-"""Sets of tasks: loading the modules that hold them, and how they are told to the database."""
+"""Sets of tasks, and how they are told to the database."""
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-import pkgutil
-import sys
-import traceback
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from conductor_cli import arguments, timing
 from conductor_cli.config import WorkerConfig
@@ -20,16 +15,12 @@ from conductor_cli.registry import (
     Task,
     as_seconds,
     check_name,
-    defined_tasks,
     nearest,
     trigger_payload,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-
-_HERE: Final = os.path.dirname(__file__) + os.sep
+    from collections.abc import Iterable, Iterator, Mapping
 
 
 class TaskSet:
@@ -46,10 +37,7 @@ class TaskSet:
             raise arguments.no_task(added)
         there = self._tasks.setdefault(added.name, added)
         if there is not added:
-            raise TaskDefinitionError(
-                f"Two tasks are named {added.name!r}: {there.place} and {added.place}. "
-                "Give one of them another name=."
-            )
+            raise TaskDefinitionError(_same_name(there, added))
 
     def get(self, name: str) -> Task[..., Any] | None:
         return self._tasks.get(name)
@@ -75,25 +63,6 @@ class TaskSet:
     @property
     def queues(self) -> list[str]:
         return sorted({t.queue for t in self})
-
-
-def load_modules(patterns: Sequence[str], folder: str | None = None) -> TaskSet:
-    """Import the modules named and return every task defined in one or below it.
-
-    ``myapp.tasks.*`` imports all modules of a package. ``folder`` goes on ``sys.path`` first.
-    Raises TaskDefinitionError with the last line of the import's traceback, and where.
-    """
-    if folder is not None and folder not in sys.path:
-        sys.path.insert(0, folder)
-    roots = [pattern.removesuffix(".*") for pattern in patterns]
-    for pattern, root in zip(patterns, roots, strict=True):
-        module = _import(root)
-        if pattern.endswith(".*"):
-            for info in pkgutil.walk_packages(getattr(module, "__path__", []), f"{root}."):
-                if not info.name.endswith(".__main__"):  # which is a program
-                    _import(info.name)
-    found = [t for t in defined_tasks if any(_is_below(t.module, root) for root in roots)]
-    return TaskSet(sorted(found, key=lambda t: (t.module, t.place)))
 
 
 def task_specs(
@@ -197,40 +166,19 @@ class WorkerSpec:
         return cls(queue, TaskSet(tasks), replace(WorkerConfig(), **settings))
 
 
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # also sys.exit() at the end of a script
-        raise TaskDefinitionError(_import_problem(name, error)) from error
-
-
-def _import_problem(name: str, error: BaseException) -> str:
-    ours = [f for f in traceback.extract_tb(error.__traceback__) if not _is_machinery(f.filename)]
-    where = f" at {ours[-1].filename}:{ours[-1].lineno}" if ours else ""
-    if isinstance(error, SyntaxError):
-        where = f" at {error.filename}:{error.lineno}"
-    hint = ""
-    if isinstance(error, ModuleNotFoundError) and error.name and _is_below(name, error.name):
-        hint = " Modules are looked for beside the configuration file and on PYTHONPATH."
-    last = _last_line(error).rstrip(".")
-    return f"The module {name!r} ([tasks] modules) does not import: {last}{where}.{hint}"
-
-
-def _is_machinery(file: str) -> bool:
-    return file.startswith(("<frozen", _HERE, importlib.__path__[0]))
-
-
-def _last_line(error: BaseException) -> str:
-    if isinstance(error, TaskDefinitionError):
-        return str(error)
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return " ".join(f"{type(error).__name__}: {text}".split())
-
-
-def _is_below(module: str, root: str) -> bool:
-    return module == root or module.startswith(f"{root}.")
+def _same_name(there: Task[..., Any], added: Task[..., Any]) -> str:
+    named = f"Two tasks are named {added.name!r}"
+    if there.place != added.place:
+        return f"{named}: {there.place} and {added.place}. Give one of them another name=."
+    if there.module != added.module:
+        return (
+            f"{named}: {added.place} was imported twice, as the module {there.module!r} and as "
+            f"{added.module!r}. Import it under one name everywhere."
+        )
+    return (
+        f"{named}: {there.place} and {added.place}, which is one place that was executed twice, as "
+        "in a loop or a factory. Give each of them a name of its own: @task(name=...)."
+    )
 
 
 def _shown_retention(value: Seconds | bool | None) -> float | str | None:

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from conductor_cli import arguments, catalog, errors, migrate, telemetry
+from conductor_cli import arguments, errors, loading, migrate, telemetry
 from conductor_cli.catalog import TaskSet, WorkerSpec
 from conductor_cli.client import Conductor
 from conductor_cli.config import Config, WorkerConfig, load
@@ -127,9 +127,11 @@ class Orchestrator:
         Raises ConfigError, TaskDefinitionError, UnknownQueue.
         """
         settings = config if isinstance(config, Config) else load(config)
-        tasks = catalog.load_modules(settings.tasks.modules, str(settings.folder))
-        _refuse_unknown_queues(queues, tasks)
-        served = tasks.in_queues(queues) if queues else tasks
+        loaded = loading.load(settings.tasks.modules, str(settings.folder))
+        for warning in loaded.warnings:
+            telemetry.emit("tasks.none", what=warning)
+        _refuse_unknown_queues(queues, loaded.tasks)
+        served = loaded.tasks.in_queues(queues) if queues else loaded.tasks
         specs = _workers(served, (), settings.worker.for_queue) if jobs else []
         conductor = Conductor.from_config(settings)
         return cls(conductor, specs, settings, owns_conductor=True)

@@ -6,7 +6,6 @@ import difflib
 import inspect
 import math
 import re
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -27,6 +26,7 @@ from conductor_cli import filters, payloads, timing
 from conductor_cli import middleware as middleware_of
 from conductor_cli.arguments import shown
 from conductor_cli.context import AsyncContext, Context
+from conductor_cli.defined import tasks as defined_tasks
 from conductor_cli.errors import ConductorError, PayloadError, TaskDefinitionError
 from conductor_cli.models import NAME_PATTERN
 from conductor_cli.results import ResultType
@@ -380,7 +380,7 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
             raise TaskDefinitionError(_unknown_option(function, options)) from None
         is_async = inspect.iscoroutinefunction(payloads.underlying(function))
         defined: Task[..., Any] = (AsyncTask if is_async else Task)(function, made)
-        defined_tasks.add(defined)
+        defined_tasks.add(defined, defined.module)
         return defined
 
     return decorate if function is None else decorate(function)
@@ -415,10 +415,6 @@ def check_priority(priority: object) -> int:
     if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > 32767:
         raise ValueError(f"priority={shown(priority)} is not a whole number from -32767 to 32767")
     return priority
-
-
-defined_tasks: Final[weakref.WeakSet[Task[..., Any]]] = weakref.WeakSet()
-"""Every task defined in this process and still referred to, for loading by module."""
 
 
 def _refuse_what_is_no_task(function: Any, inner: Any) -> None:

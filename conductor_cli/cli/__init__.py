@@ -38,7 +38,7 @@ INTERRUPTED: Final = 130
 LAST_LINES_WITHIN: Final = 0.4  # seconds
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="conductor")
 def root() -> None:
     """Background jobs, cron and durable work for Python, on nothing but Postgres."""

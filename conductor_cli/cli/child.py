@@ -154,7 +154,7 @@ def _serve(given: Given, parent: Parent, opening: Opening) -> int:
     telemetry.configure(
         config.log.level, config.log.format, common={"pid": os.getpid()}, turns=opening.turns
     )
-    session.tasks(config)
+    session.tasks(config, None)
     with session.located(config) as found:
         orchestrator = Orchestrator.from_config(found, queues=opening.queues)
         parent.tell("id", orchestrator.info.id)

@@ -24,7 +24,12 @@ ASK_AGAIN: Final = 0.02
 
 @click.command(cls=options.Command, short_help="Work until nothing is left to run now.")
 @options.queue_flags
-@click.option("--timeout", type=options.seconds, help="Stop after so many seconds; exit code 4.")
+@click.option(
+    "--timeout",
+    type=options.seconds,
+    metavar="DURATION",
+    help="Stop after so long, e.g. 90 or 5m; exit code 4.",
+)
 @click.option("--wait-until-empty", is_flag=True, help="Wait for what is due later, too.")
 @click.option("--retry-now", is_flag=True, help="Retry what fails at once, without its backoff.")
 @options.json_flag
@@ -49,7 +54,7 @@ def drain(
     process.begin(lambda: os._exit(CUT_SHORT))  # nothing has been started yet
     config = session.settings(given)
     telemetry.configure(config.log.level, config.log.format)
-    session.tasks(config)
+    session.tasks(config, None)
     with session.located(config, output.tell) as found:
         orchestrator = Orchestrator.from_config(found, queues=queues)
         session.reach(orchestrator.conductor.database)

@@ -24,14 +24,20 @@ NOT_ENDED: Final = ("pending", "running", "waiting")
 LISTED: Final = 100
 ACTED_UPON: Final = 10_000
 PREVIEWED: Final = 20
+MANY: Final = click.IntRange(1, 1_000_000)
 NOTHING_CHANGED: Final = 1
 
 
 def filters(command: F) -> F:
     """The filters that all of these commands share."""
     for option in (
-        click.option("--limit", type=click.IntRange(1), help="At most so many, the newest."),
-        click.option("--since", type=options.moment, help="Created since a moment, or 90m, 2d."),
+        click.option("--limit", type=MANY, help="At most so many, the newest."),
+        click.option(
+            "--since",
+            type=options.moment,
+            metavar="MOMENT",
+            help="Created since a moment, or so long ago: 90m, 2d.",
+        ),
         click.option("--error", metavar="TEXT", help="Whose error contains this text."),
         click.option("--group", help="Of this group."),
         click.option("--queue", help="Of this queue."),
@@ -57,7 +63,8 @@ def list_(given: options.Given, /, *, as_json: bool, limit: int | None, **wanted
 
     with session.client(given) as conductor:
         found = selection.matching(conductor, **wanted, limit=limit or LISTED)
-    _show(found, as_json=as_json)
+        ambiguous = selection.ambiguous(conductor, found) if output.is_terminal() else ()
+    _show(found, ambiguous, as_json=as_json)
 
 
 @executions.command()
@@ -111,7 +118,7 @@ def retry(
     def do(conductor: Conductor, each: UUID) -> bool:
         return conductor.retry(each, restart)
 
-    act = Act("retried", do, ENDED_BADLY, ("failed",))
+    act = Act("retried", "retried", do, ENDED_BADLY, ("failed",))
     return _act(act, given, ids, wanted, yes=yes, as_json=as_json)
 
 
@@ -140,15 +147,19 @@ def cancel(
     def do(conductor: Conductor, each: UUID) -> bool:
         return conductor.cancel(each, reason)
 
-    act = Act("cancelled", do, NOT_ENDED, NOT_ENDED)
+    act = Act("cancelled", "asked to stop", do, NOT_ENDED, NOT_ENDED)
     return _act(act, given, ids, wanted, yes=yes, as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """What is done to executions: in which states it can be, and in which unless told."""
+    """What is done to executions: in which states it can be, and in which unless told.
+
+    ``done`` says what was done; ``running`` the same of one that runs afterwards.
+    """
 
     done: str
+    running: str
     do: Callable[[Conductor, UUID], bool]
     states: Sequence[str]
     default: Sequence[str]
@@ -170,13 +181,15 @@ def _act(
     with session.client(given) as conductor:
         meant = selection.named(conductor, ids) if ids else _chosen(conductor, act, wanted)
         if not ids and not yes:
-            return _preview(act, meant, as_json=as_json)
+            return _preview(conductor, act, meant, as_json=as_json)
         changed = {each.id for each in meant if act.do(conductor, each.id)}
         now = [conductor.get(each.id) or each for each in meant]
     if as_json:
         output.json(now)
     else:
         _tell(act, now, changed, each=bool(ids))
+    if not changed:
+        output.tell("Nothing changed.")
     return 0 if changed else NOTHING_CHANGED
 
 
@@ -203,12 +216,17 @@ def _chosen(conductor: Conductor, act: Act, wanted: Mapping[str, Any]) -> list[E
     return sorted(found, key=lambda each: each.created_at, reverse=True)[:limit]
 
 
-def _preview(act: Act, meant: Sequence[Execution], *, as_json: bool) -> int:
+def _preview(conductor: Conductor, act: Act, meant: Sequence[Execution], *, as_json: bool) -> int:
+    from conductor_cli.cli import selection
+
     if as_json:
         output.json(meant)
+    elif meant:
+        shown = meant[:PREVIEWED]
+        _show(shown, selection.ambiguous(conductor, shown), as_json=False)
+    if not meant:
+        output.tell(f"None would be {act.done}: nothing matches. Nothing changed.")
     else:
-        _show(meant[:PREVIEWED], as_json=False)
-    if meant:
         output.tell(f"{len(meant)} would be {act.done}. Nothing has changed: add --yes to do it.")
     return NOTHING_CHANGED
 
@@ -221,18 +239,19 @@ def _tell(act: Act, now: Sequence[Execution], changed: Collection[UUID], *, each
         if one.id not in changed:
             output.say(f"{one.id} not {act.done}: it is {one.state}.")
         elif one.state == "running":
-            output.say(f"{one.id} asked to stop.")
+            output.say(f"{one.id} {act.running}.")
         else:
             output.say(f"{one.id} {act.done}.")
 
 
-def _show(found: Sequence[Execution], *, as_json: bool) -> None:
+def _show(found: Sequence[Execution], ambiguous: Collection[UUID] = (), *, as_json: bool) -> None:
     if as_json:
         output.json(found)
     elif not output.is_terminal():
         output.table(COLUMNS, [_row(each) for each in found])
     elif found:
-        output.table(SHORT, [_short(each) for each in found])
+        rows = [_short(each, whole=each.id in ambiguous) for each in found]
+        output.table(SHORT, rows, folds=("error",))
     else:
         output.tell("There are none.")
 
@@ -265,10 +284,12 @@ def _row(each: Execution) -> tuple[object, ...]:
     )
 
 
-def _short(each: Execution) -> tuple[object, ...]:
-    short, age = str(each.id)[: output.SHORT_ID], output.age(each.created_at)
-    return (short, each.task, each.queue, each.state, age, _error(each))
+def _short(each: Execution, *, whole: bool) -> tuple[object, ...]:
+    """For people; ``whole``: the beginning of its id is another's, too."""
+    short = str(each.id) if whole else str(each.id)[: output.SHORT_ID]
+    age = output.age(each.created_at)
+    return (short, each.task, each.queue, each.state, age, output.first_line(_error(each)))
 
 
 def _error(each: Execution) -> str:
-    return output.cut(f"{each.error.type}: {each.error.message}", 100) if each.error else ""
+    return f"{each.error.type}: {each.error.message}" if each.error else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -29,11 +30,16 @@ def generate_task(given: options.Given, name: str, as_json: bool) -> None:
     package = _package(config)
     module = f"{package}.{name}" if package else name
     path = config.folder.joinpath(*module.split(".")).with_suffix(".py")
+    if module in sys.stdlib_module_names:
+        raise options.Refused(
+            f"{module!r} is a module of Python's standard library, and Python would take that one; "
+            f"choose another name, such as {f'{name}_task'!r}."
+        )
     if path.with_suffix("").is_dir():
         raise options.Refused(f"{path.with_suffix('')} is a package; choose another name.")
     if not templates.write(path, templates.read("task.py.txt").replace("NAME", name)):
         raise options.Refused(f"{path} exists; it is left as it is. Choose another name.")
-    covered = _is_covered(module, config)
+    covered = templates.covers(config.tasks.modules, module)
     if as_json:
         output.json({"path": str(path), "module": module, "covered": covered})
         return
@@ -68,11 +74,3 @@ def _package(config: Config) -> str:
 
 def _folder(config: Config, module: str) -> Path:
     return config.folder.joinpath(*module.split("."))
-
-
-def _is_covered(module: str, config: Config) -> bool:
-    """Whether the configuration already has it imported."""
-    return any(
-        module == pattern or (pattern.endswith(".*") and module.startswith(pattern[:-1]))
-        for pattern in config.tasks.modules
-    )

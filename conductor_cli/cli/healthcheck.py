@@ -17,7 +17,10 @@ NOT_READY: Final = 1
 
 
 @click.command(cls=options.Command, short_help="Ask the server whether it is ready.")
-@options.server_flags
+@click.option("--host", help="The address at which to ask; default: where the server listens.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="The port to ask; default: the server's."
+)
 @options.json_flag
 @click.pass_obj
 def healthcheck(given: options.Given, host: str | None, port: int | None, as_json: bool) -> int:
@@ -53,6 +56,8 @@ def _reasons(config: Config) -> list[str]:
         return [f"nothing answers within {TIMEOUT:g} s at {host}:{port}"]
     except OSError as error:
         return [f"nothing answers at {host}:{port}: {error.strerror or error}"]
+    except UnicodeError:
+        return [f"{host!r} is no host's name"]
     except HTTPException:
         return [f"what answers at {host}:{port} is not a Conductor server"]
     finally:

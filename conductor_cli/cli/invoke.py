@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -17,15 +17,28 @@ if TYPE_CHECKING:
     from conductor_cli.config import Config
     from conductor_cli.registry import Task
 
+CUT_SHORT: Final = 4
 
-@click.command(cls=options.Command)
+
+@click.command(cls=options.Command, short_help="Create one execution of a task.")
 @click.argument("task")
 @payload.argument
 @click.option("--queue", help="Another queue than the task's own.")
-@click.option("--delay", type=options.seconds, help="Not before so many seconds have passed.")
+@click.option(
+    "--delay",
+    type=options.seconds,
+    metavar="DURATION",
+    help="Not before so long from now, e.g. 90 or 2h.",
+)
 @click.option("--priority", type=int, help="Higher goes first; default: the task's own.")
 @click.option("--dedupe-key", help="Create none if one with this key has not ended.")
 @click.option("--wait", is_flag=True, help="Wait until it has ended, and print its result.")
+@click.option(
+    "--timeout",
+    type=options.seconds,
+    metavar="DURATION",
+    help="Wait no longer than so, e.g. 90 or 2m; exit code 4.",
+)
 @options.json_flag
 @click.pass_obj
 def invoke(
@@ -38,15 +51,20 @@ def invoke(
     priority: int | None,
     dedupe_key: str | None,
     wait: bool,
+    timeout: float | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Create one execution of TASK, and print its id.
 
     JSON is its payload: an object whose keys are the task's parameters; @FILE reads it from a
-    file, - from stdin. With --wait the exit code is 1 if the execution fails or is cancelled;
-    with --wait --json the whole execution is printed.
+    file, - from stdin. With --wait the exit code is 1 if the execution fails or is cancelled, and 4
+    if it has not ended in time; what keeps it from running is told. With --wait --json the whole
+    execution is printed.
     """
     from conductor_cli.cli import session
+
+    if timeout is not None and not wait:
+        raise options.Refused("--timeout goes with --wait.")
 
     chosen = {"queue": queue, "delay": delay, "priority": priority, "dedupe_key": dedupe_key}
     asked = {name: value for name, value in chosen.items() if value is not None}
@@ -56,11 +74,12 @@ def invoke(
     with session.client(given) as conductor:
         created = _create(conductor, tasks, task, value, asked)
         if wait:
-            _wait(conductor, created, as_json=as_json)
-        elif as_json:
-            output.json({"id": created})
-        else:
-            output.say(str(created))
+            return _wait(conductor, created, timeout, as_json=as_json)
+    if as_json:
+        output.json({"id": created})
+    else:
+        output.say(str(created))
+    return 0
 
 
 def _tasks_if_importable(config: Config) -> TaskSet:
@@ -97,14 +116,28 @@ def _create(
         raise
 
 
-def _wait(conductor: Conductor, id: UUID, *, as_json: bool) -> None:
+def _wait(conductor: Conductor, id: UUID, timeout: float | None, *, as_json: bool) -> int:
+    """Print the result; say meanwhile what it waits for."""
+    from conductor_cli.cli import explanation, waiting
     from conductor_cli.errors import ExecutionCancelled, ExecutionFailed
 
     output.tell(f"Waiting for {id}")
     try:
-        result = conductor.wait(id)
-        output.json(conductor.get(id) if as_json else result)
+        result = waiting.patiently(conductor, id, timeout)
+    except KeyboardInterrupt:
+        output.tell(f"No longer waiting. `conductor executions show {id}` tells how it goes on.")
+        raise
+    except TimeoutError:
+        found = conductor.get(id)
+        if as_json:
+            output.json(found)
+        why = "" if found is None else explanation.of(conductor, found)
+        told = f"Execution {id} has not ended after {timeout:g} s. {why}"
+        output.tell(f"Error: {output.plain(told.strip())}")
+        return CUT_SHORT
     except (ExecutionFailed, ExecutionCancelled):
         if as_json:
             output.json(conductor.get(id))
         raise
+    output.json(conductor.get(id) if as_json else result)
+    return 0

@@ -67,6 +67,15 @@ class Command(click.Command):
         super().__init__(*args, **options)
         self.params.extend(_shared())
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Raises UsageError for words that neither Postgres nor JSON has a place for."""
+        for parameter in self.params:
+            value = ctx.params.get(str(parameter.name))
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, str) and not _is_unicode(text):
+                    raise click.BadParameter(f"{text!r} is not text in UTF-8.", ctx, parameter)
+        return super().invoke(ctx)
+
 
 class Group(click.Group):
     """A group of such commands."""
@@ -87,9 +96,22 @@ class ListByDefault(Group):
     """Lists when no command is named: ``conductor executions --state failed``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or (args[0].startswith("-") and args[0] != "--help"):
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
             args = ["list", *args]
         return super().parse_args(ctx, args)
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_help_text(ctx, formatter)
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(
+                f"`{ctx.command_path}` alone lists, with the options of `{ctx.command_path} list`."
+            )
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether all of its bytes could be read when it was typed."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 json_flag: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -101,7 +123,9 @@ queue_flags: Final = click.option(
 def server_flags(command: F) -> F:
     """Where the server listens."""
     host = click.option("--host", help="The address to listen at.")
-    port = click.option("--port", type=int, help="The port to listen at; 0 takes any free one.")
+    port = click.option(
+        "--port", type=click.IntRange(0, 65535), help="The port to listen at; 0 takes any free one."
+    )
     return host(port(command))
 
 
@@ -111,28 +135,39 @@ def server_overrides(host: str | None, port: int | None) -> Mapping[str, object]
 
 
 def seconds(text: str) -> float:
-    """A duration in seconds."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < LONGEST:
-        raise click.BadParameter(f"{text!r} is not a number of seconds, such as 90 or 1.5.")
-    return number
+    """A duration in seconds: ``90``, ``1.5``, ``90s``, ``30m``, ``2d``, ``1w``, ``1h30m``."""
+    found = _duration(text)
+    if found is None:
+        raise click.BadParameter(
+            f"{text!r} is not a duration: give seconds, such as 90 or 1.5, or a number with its "
+            "unit, such as 90s, 30m, 12h, 7d or 1h30m."
+        )
+    return found
 
 
 def moment(text: str) -> datetime:
-    """A moment: RFC 3339, in UTC where it names no zone, or as long ago as ``90m`` or ``2d``."""
+    """A moment: RFC 3339, in UTC where it names no zone, or a duration: so long ago."""
     try:
-        if ago := re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)([smhd])", text.strip()):
-            return datetime.now(UTC) - timedelta(seconds=float(ago[1]) * _UNITS[ago[2]])
+        if not re.fullmatch(r"\d{8}", text.strip()) and (ago := _duration(text)) is not None:
+            return datetime.now(UTC) - timedelta(seconds=ago)
         given = datetime.fromisoformat(text.strip())
         return given if given.tzinfo else given.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise click.BadParameter(
-            f"{text!r} is neither a moment such as 2026-01-31T12:00:00Z nor an age such as 90s, "
-            "30m, 12h or 7d."
+            f"{text!r} is neither a moment such as 2026-01-31T12:00:00Z nor an age such as 90, "
+            "90s, 30m, 12h or 7d."
         ) from None
 
 
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_NUMBER: Final = r"\d{1,10}(?:\.\d{1,9})?|\.\d{1,9}"
+
+
+def _duration(text: str) -> float | None:
+    """Seconds; None for what is no duration, or a longer one than anything here may take."""
+    given = text.strip().lower()
+    if not re.fullmatch(rf"(?:{_NUMBER})|(?:(?:{_NUMBER})[smhdw])+", given):
+        return None
+    parts = re.findall(rf"({_NUMBER})([smhdw]?)", given)
+    found = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    return found if found < LONGEST else None

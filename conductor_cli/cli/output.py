@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from datetime import datetime
     from typing import TextIO
 
@@ -58,11 +58,19 @@ def json_text(text: str) -> None:
     say(msgspec.json.format(text, indent=2) if is_terminal() else text)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
-    """Print a table; into a pipe a header line and tab-separated rows."""
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    title: str = "",
+    folds: Collection[str] = (),
+) -> None:
+    """Print a table; into a pipe a header line and tab-separated rows.
+
+    ``folds``: the columns whose texts may be broken on a terminal that is too narrow for them.
+    """
     texts = [[cell(value) for value in row] for row in rows]
     if is_terminal():
-        _rich_table(columns, texts, title)
+        _show(columns, texts, title, folds)
     else:
         say("\n".join("\t".join(row) for row in [columns, *texts]))
 
@@ -112,29 +120,49 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def since(value: datetime | None) -> str:
+    """How long ago a moment was, by this clock."""
+    return "" if value is None else f"{age(value)} ago"
+
+
+def until(value: datetime | None) -> str:
+    """In how long a moment comes, by this clock."""
+    if value is None:
+        return ""
+    left = value.timestamp() - time.time()
+    return f"in {duration(left)}" if left > 0 else "due"
+
+
 def cut(text: str, limit: int) -> str:
     """The beginning of a text."""
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def first_line(text: str) -> str:
+    """The first line of a text, with a sign when there are more."""
+    first, *more = text.strip().splitlines() or [""]
+    return f"{first} …" if more else first
 
 
 def _plain(character: str) -> str:
     return character if character.isprintable() else repr(character)[1:-1]
 
 
-def _rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> None:
-    from rich import box
+def _show(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, folds: Collection[str]
+) -> None:
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    shown = Table(
-        box=box.SIMPLE_HEAD, title=title or None, title_justify="left", padding=(0, 1, 0, 0)
-    )
-    for column in columns:
-        shown.add_column(column, overflow="fold", no_wrap=column != columns[-1])
-    for row in rows:
-        shown.add_row(*map(Text, row))
-    Console().print(shown)
+    from conductor_cli.cli import tables
+
+    console = Console()
+    if title:
+        console.print(title, style="italic", markup=False, highlight=False)
+    head, *rest = tables.lines(columns, rows, console.width, folds) or ["There are none."]
+    style = "bold" if rest and rest[0].startswith(tables.RULE) else None
+    console.print(head, style=style, markup=False, highlight=False, soft_wrap=True)
+    if rest:
+        say("\n".join(rest))
 
 
 def _write(stream: TextIO | None, text: str | None) -> None:

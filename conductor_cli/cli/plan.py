@@ -77,7 +77,7 @@ def show(plan: Plan, *, as_json: bool) -> None:
         return
     rows = [(queue.queue, queue.concurrency, queue.tasks) for queue in plan.queues]
     output.say("")
-    output.table(["queue", "concurrency", "tasks"], rows)
+    output.table(["queue", "concurrency", "tasks"], rows, folds=("tasks",))
     if plan.triggers:
         columns = ["task", "trigger", "expression", "timezone", "next"]
         output.say("")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conductor_cli.client import Conductor
+    from conductor_cli.errors import ConductorError
     from conductor_cli.store.queues import Pending
     from conductor_cli.store.reports import QueueReport
 
@@ -23,7 +24,7 @@ COLUMNS: Final = (
 )
 SHORT: Final = (
     *("queue", "paused", "ready", "later", "retry", "held", "wait", "run"),
-    *("oldest (s)", "done/min", "bad/min"),
+    *("oldest", "done", "bad"),
 )
 
 
@@ -43,9 +44,16 @@ def list_(given: options.Given, as_json: bool) -> None:
         found = _listed(conductor)
     if as_json:
         output.json(found)
+    elif output.is_terminal():
+        output.table(SHORT, [short(each) for each in found])
     else:
-        rows = [[getattr(each, name) for name in COLUMNS] for each in found]
-        output.table(SHORT if output.is_terminal() else COLUMNS, rows)
+        output.table(COLUMNS, [[getattr(each, name) for name in COLUMNS] for each in found])
+
+
+def short(each: QueueReport) -> list[object]:
+    """A queue for people; what is done and has failed, in the last minute."""
+    *shown, oldest, done, bad = (getattr(each, name) for name in COLUMNS)
+    return [*shown, "" if oldest is None else output.duration(oldest), done, bad]
 
 
 @queues.command()
@@ -54,15 +62,7 @@ def list_(given: options.Given, as_json: bool) -> None:
 @click.pass_obj
 def pause(given: options.Given, queue: str, as_json: bool) -> int:
     """Let nothing of a queue start until it is resumed. What runs goes on."""
-    from conductor_cli.cli import session
-
-    with session.client(given) as conductor:
-        known = any(each.queue == queue for each in _listed(conductor))
-        changed = _checked(conductor.pause, queue)
-        now = _one(conductor, queue)
-    if not known:
-        output.tell(f"There is no queue {queue!r} yet; it is paused from its beginning.")
-    return _told(now, "paused", changed=changed, as_json=as_json)
+    return _act(given, queue, "paused", as_json=as_json)
 
 
 @queues.command()
@@ -71,12 +71,7 @@ def pause(given: options.Given, queue: str, as_json: bool) -> int:
 @click.pass_obj
 def resume(given: options.Given, queue: str, as_json: bool) -> int:
     """Let a paused queue go on."""
-    from conductor_cli.cli import session
-
-    with session.client(given) as conductor:
-        changed = _checked(conductor.resume, queue)
-        now = _one(conductor, queue)
-    return _told(now, "resumed", changed=changed, as_json=as_json)
+    return _act(given, queue, "resumed", as_json=as_json)
 
 
 @queues.command()
@@ -95,6 +90,8 @@ def purge(given: options.Given, queue: str, yes: bool, as_json: bool) -> int:
     with session.client(given) as conductor:
         pending = conductor.database.retrying(lambda conn: store.pending(conn, queue))
         done = _purge(conductor, queue, pending) if yes else 0
+        if not pending.count and _one(conductor, queue) is None:
+            raise _unknown(conductor, queue)
     if as_json:
         output.json({"queue": queue, "pending": pending.count, "cancelled": done})
     elif yes:
@@ -103,6 +100,8 @@ def purge(given: options.Given, queue: str, yes: bool, as_json: bool) -> int:
         output.say(f"{pending.count} of queue {queue} would be cancelled.")
     if pending.count and not yes:
         output.tell("Nothing has changed: add --yes to do it.")
+    elif not done:
+        output.tell("Nothing changed.")
     return 0 if done else NOTHING_CHANGED
 
 
@@ -117,6 +116,32 @@ def _purge(conductor: Conductor, queue: str, pending: Pending) -> int:
     return done
 
 
+def _act(given: options.Given, queue: str, done: str, *, as_json: bool) -> int:
+    """Pause or resume it, and say so. Exit code 1 when nothing has changed."""
+    from conductor_cli.cli import session
+
+    with session.client(given) as conductor:
+        before = _one(conductor, queue)
+        act = conductor.pause if done == "paused" else conductor.resume
+        changed = _checked(act, queue)
+        shown = _one(conductor, queue) or before
+        if shown is None:
+            raise _unknown(conductor, queue)
+    if as_json:
+        from msgspec import structs
+
+        output.json(structs.replace(shown, paused=done == "paused"))
+    elif changed:
+        output.say(f"{queue} {done}.")
+    else:
+        output.say(f"{queue} not {done}: it was {'already' if done == 'paused' else 'not paused'}.")
+    if before is None:
+        output.tell(f"There is no queue {queue!r} yet; it is paused from its beginning.")
+    if not changed:
+        output.tell("Nothing changed.")
+    return 0 if changed else NOTHING_CHANGED
+
+
 def _checked(act: Callable[[str], bool], queue: str) -> bool:
     try:
         return act(queue)
@@ -124,14 +149,13 @@ def _checked(act: Callable[[str], bool], queue: str) -> bool:
         raise options.Refused(f"{error}.") from None
 
 
-def _told(queue: QueueReport | None, done: str, *, changed: bool, as_json: bool) -> int:
-    """Exit code 1 when nothing has changed."""
-    if as_json:
-        output.json(queue)
-    elif queue is not None:
-        what = done if changed else f"not {done}: it was already"
-        output.say(f"{queue.queue} {what}.")
-    return 0 if changed else NOTHING_CHANGED
+def _unknown(conductor: Conductor, queue: str) -> ConductorError:
+    from conductor_cli.errors import ConductorError
+    from conductor_cli.registry import nearest
+
+    near = nearest(queue, [each.queue for each in _listed(conductor)])
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ConductorError(f"There is no queue {queue!r}.{hint} `conductor queues` lists them.")
 
 
 def _one(conductor: Conductor, queue: str) -> QueueReport | None:

@@ -20,7 +20,7 @@ COLUMNS: Final = (
     *("task", "name", "queue", "expression", "timezone", "missed"),
     *("declared", "paused", "next_at", "last_at"),
 )
-SHORT: Final = ("task", "name", "expression", "timezone", "next_at", "last_at", "paused")
+SHORT: Final = ("task", "name", "expression", "timezone", "next", "last")
 
 which = click.argument("words", nargs=-1, required=True, metavar="[TASK] NAME")
 
@@ -46,8 +46,10 @@ def list_(given: options.Given, task: str | None, as_json: bool) -> None:
     if as_json:
         output.json(found)
     elif found or not output.is_terminal():
-        columns = SHORT if output.is_terminal() else COLUMNS
-        output.table(columns, [[getattr(each, name) for name in columns] for each in found])
+        if output.is_terminal():
+            output.table(SHORT, [_short(each) for each in found])
+        else:
+            output.table(COLUMNS, [[getattr(each, name) for name in COLUMNS] for each in found])
     else:
         output.tell("There are none.")
 
@@ -131,7 +133,15 @@ def _act(
             changed = act(conn, meant.task, meant.name)
         now = _meant(conductor, (meant.task, meant.name))
     _told(now, done if changed else f"not {done}: it was already", as_json=as_json)
+    if not changed:
+        output.tell("Nothing changed.")
     return 0 if changed else NOTHING_CHANGED
+
+
+def _short(each: ScheduleReport) -> tuple[object, ...]:
+    due = "paused" if each.paused else output.until(each.next_at)
+    last = output.since(each.last_at)
+    return (each.task, each.name, each.expression, each.timezone, due, last)
 
 
 def _told(schedule: ScheduleReport, what: str, *, as_json: bool) -> None:
@@ -153,11 +163,22 @@ def _meant(conductor: Conductor, words: Sequence[str]) -> ScheduleReport:
     if task is None and not meant:
         meant = [each for each in found if each.task == name]
     if not meant:
-        raise errors.ConductorError(f"No schedule is named {' '.join(words)!r}.")
+        raise errors.ConductorError(_unknown(conductor, words))
     if len(meant) > 1:
         several = ", ".join(f"{each.task} {each.name}" for each in meant)
         raise options.Refused(f"{name!r} may be any of: {several}. Give the task and the name.")
     return meant[0]
+
+
+def _unknown(conductor: Conductor, words: Sequence[str]) -> str:
+    from conductor_cli.registry import nearest
+
+    there = [f"{each.task} {each.name}" for each in _listed(conductor, None)]
+    if len(words) == 1:
+        there += [word for each in there for word in each.split()]
+    near = nearest(" ".join(words), set(there))
+    hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+    return f"No schedule is named {' '.join(words)!r}.{hint} `conductor schedules` lists them."
 
 
 def _listed(conductor: Conductor, task: str | None) -> list[ScheduleReport]:

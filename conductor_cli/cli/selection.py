@@ -61,6 +61,12 @@ def named(conductor: Conductor, given: Sequence[str]) -> list[Execution]:
     return list({each.id: each for each in (one(conductor, text) for text in given)}.values())
 
 
+def ambiguous(conductor: Conductor, found: Sequence[Execution]) -> set[UUID]:
+    """Those whose ids need more than their beginning, as tables show it, to be told apart."""
+    ranges = {each.id: _range(str(each.id)[: output.SHORT_ID]) for each in found}
+    return set(conductor.database.retrying(lambda conn: reports.with_neighbours(conn, ranges)))
+
+
 def _range(given: str) -> tuple[UUID, UUID]:
     digits = given.strip().lower().replace("-", "")
     if not re.fullmatch(r"[0-9a-f]{1,32}", digits):

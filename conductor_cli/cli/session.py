@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from conductor_cli import catalog, config, database, errors, migrate
+from conductor_cli import config, database, errors, loading, migrate
+from conductor_cli.cli import output
 from conductor_cli.client import Conductor
 from conductor_cli.service import Deadline
 
@@ -33,9 +35,19 @@ def settings(
     return config.load(given.config, overrides=overrides, require_database=database)
 
 
-def tasks(settings: Config) -> TaskSet:
-    """The tasks of the modules that the configuration names. Raises TaskDefinitionError."""
-    return catalog.load_modules(settings.tasks.modules, str(settings.folder))
+def tasks(settings: Config, tell: Callable[[str], None] | None = output.tell) -> TaskSet:
+    """The tasks of the modules that the configuration names. Raises TaskDefinitionError.
+
+    ``tell`` hears of modules without tasks; None: for servers, which log them. What modules print
+    then goes to stderr, because stdout has the command's answer.
+    """
+    aside = nullcontext() if tell is None else redirect_stdout(sys.stderr)
+    with aside:
+        found = loading.load(settings.tasks.modules, str(settings.folder))
+    if tell is not None:
+        for warning in found.warnings:
+            tell(f"Warning: {output.plain(warning)}")
+    return found.tasks
 
 
 @contextmanager

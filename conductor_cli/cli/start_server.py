@@ -98,7 +98,7 @@ def _serve_here(given: options.Given, config: Config, queues: Sequence[str], *, 
     from conductor_cli.orchestrator import Orchestrator
 
     telemetry.configure(config.log.level, config.log.format)
-    session.tasks(config)  # a mistake in a module is told before anything starts
+    session.tasks(config, None)  # a mistake in a module is told before anything starts
     with session.located(config, daemon.log.info) as found:
         orchestrator = Orchestrator.from_config(found, queues=queues, jobs=jobs)
         server = daemon.Daemon(

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from conductor_cli.cli import options, output
+from conductor_cli.cli.queues import COLUMNS as QUEUES
+from conductor_cli.cli.queues import SHORT as SHORT_QUEUES
+from conductor_cli.cli.queues import short as short_queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -50,14 +53,6 @@ def _read(conn: Connection) -> Status:
     return Status(leader, servers, reports.queues(conn), reports.unserved(conn))
 
 
-QUEUES: Final = (
-    *("queue", "paused", "ready", "scheduled", "retrying", "blocked", "waiting", "running"),
-    *("oldest_ready_seconds", "finished_last_minute", "failed_last_minute"),
-)
-SHORT_QUEUES: Final = (
-    *("queue", "paused", "ready", "later", "retry", "held", "wait", "run"),
-    *("oldest (s)", "done/min", "bad/min"),
-)
 SERVERS: Final = (
     *("server", "leads", "host", "pid", "version", "running", "state", "beat_seconds_ago"),
     *("started_at", "queues"),
@@ -71,11 +66,20 @@ def _show(found: Status) -> None:
     if not found.servers:
         output.say("No server runs: start one with `conductor start-server`.")
     elif people:
-        output.table(SHORT_SERVERS, [_short_server(each) for each in found.servers], "Servers")
+        output.table(
+            SHORT_SERVERS,
+            [_short_server(each) for each in found.servers],
+            "Servers",
+            folds=("queues",),
+        )
     else:
         output.table(SERVERS, [_server(each) for each in found.servers])
     output.say("")
-    output.table(SHORT_QUEUES if people else QUEUES, _rows(found.queues, QUEUES), "Queues")
+    if people:
+        rows = [short_queue(each) for each in found.queues]
+        output.table(SHORT_QUEUES, rows, "Queues; done and bad: in the last minute")
+    else:
+        output.table(QUEUES, _rows(found.queues, QUEUES), "Queues")
     if found.unserved:
         output.say("")
         output.table(UNSERVED, _rows(found.unserved, UNSERVED), "Due, and served by no server")

@@ -10,7 +10,7 @@ from conductor_cli.database import Connection, Statement
 from conductor_cli.models import Execution, ExecutionError, State
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -159,6 +159,36 @@ BY_PREFIX: Final = Statement(
 def by_prefix(conn: Connection, low: UUID, high: UUID, limit: int) -> list[Execution]:
     """Executions with an id in this range, ends included."""
     return [_execution(row) for row in BY_PREFIX.all(conn, low=low, high=high, limit=limit)]
+
+
+class Ambiguous(msgspec.Struct, frozen=True):
+    """An execution that has neighbours."""
+
+    id: UUID
+
+
+WITH_NEIGHBOURS: Final = Statement(
+    row=Ambiguous,
+    sql="""
+    -- Each range is looked up in both primary indexes, as BY_PREFIX does for one.
+    select given.id
+    from unnest(%(ids)s::uuid[], %(lows)s::uuid[], %(highs)s::uuid[]) as given (id, low, high)
+    where exists (
+        select from conductor.executions as other
+        where other.id between given.low and given.high and other.id <> given.id)
+    """,
+)
+
+
+def with_neighbours(conn: Connection, ranges: Mapping[UUID, tuple[UUID, UUID]]) -> list[UUID]:
+    """The ids in whose range of ids another execution has one, too."""
+    found = WITH_NEIGHBOURS.all(
+        conn,
+        ids=list(ranges),
+        lows=[low for low, _ in ranges.values()],
+        highs=[high for _, high in ranges.values()],
+    )
+    return [each.id for each in found]
 
 
 class Backlog(msgspec.Struct, frozen=True):

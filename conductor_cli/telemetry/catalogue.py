@@ -88,6 +88,7 @@ CATALOGUE: Final[Mapping[str, Event]] = {
     "migration.applied": _told(INFO, "A migration was applied."),
     "migration.waiting": _told(INFO, "A migration waits for somebody's lock; it tries again."),
     "schema.outgrown": _told(ERROR, "The schema has become newer than this program can work with."),
+    "tasks.none": _told(WARNING, "A module of [tasks] modules defines no task."),
     "tasks.superseded": _told(
         INFO, "Tasks whose options a later version that runs has defined; they were left so."
     ),

@@ -129,6 +129,17 @@ def test_a_module_that_exits_is_an_error_of_the_configuration(project: Project) 
     assert "SystemExit" in done.err
 
 
+def test_a_module_without_tasks_is_told_and_what_it_prints_is_no_answer(project: Project) -> None:
+    (project.folder / "empty.py").write_text("print('loading')\n")
+    (project.folder / "conductor.toml").write_text('[tasks]\nmodules = ["empty", "work"]\n')
+    done = project.run("tasks", "--json")
+    assert "greet" in {each["name"] for each in done.json}
+    printed, warning = done.err.splitlines()
+    assert printed == "loading"
+    assert warning.startswith("Warning: The module 'empty' ([tasks] modules) defines no task: ")
+    assert warning.endswith("empty.py.")
+
+
 # ── Databases that cannot be had ─────────────────────────────────────────────────────────
 
 
@@ -282,6 +293,49 @@ def test_init_never_overwrites(tmp_path: Path) -> None:
     assert again.code == 1
     assert "left as it is" in again.err
     assert (tmp_path / "conductor.toml").read_text() == before
+
+
+def test_init_beside_a_tasks_py_hides_nothing_and_says_where_the_samples_are(
+    tmp_path: Path,
+) -> None:
+    made = Project(tmp_path, "")
+    (tmp_path / "conductor.toml").unlink()
+    (tmp_path / "work.py").rename(tmp_path / "tasks.py")
+    done = made.run("init")
+    assert done.code == 0
+    assert "tasks.py exists; it is left as it is, and the samples are in sample_tasks/." in done.err
+    assert 'modules = ["tasks", "sample_tasks.*"]' in done.out
+    assert "invoke greet" not in done.out
+    assert "fail_later" in {each["name"] for each in made.run("tasks", "--json").json}
+    before = (tmp_path / "conductor.toml").read_text()
+    (tmp_path / "conductor.toml").write_text(before.replace('"tasks"', '"sample_tasks.*"'))
+    assert made.run("run", "greet", '{"name": "World"}').json == "Hello, World!"
+    assert made.run("init").code == 1
+
+
+def test_init_beside_a_configuration_names_no_task_that_nobody_serves(tmp_path: Path) -> None:
+    made = Project(tmp_path, "")
+    done = made.run("init")
+    assert done.code == 0
+    assert 'under [tasks], modules = ["work", "tasks.*"] does.' in done.out
+    assert "invoke greet" not in done.out
+
+
+def test_init_makes_way_for_any_file_that_has_the_packages_name(tmp_path: Path) -> None:
+    made = Project(tmp_path, "")
+    (tmp_path / "conductor.toml").unlink()
+    for name in ("tasks", "sample_tasks"):
+        (tmp_path / name).write_text("a note")
+    assert made.run("init").code == 0
+    assert (tmp_path / "sample_tasks1" / "sample.py").exists()
+    assert (tmp_path / "tasks").read_text() == "a note"
+
+
+def test_a_generated_task_is_not_named_as_a_module_of_the_library(project: Project) -> None:
+    done = project.run("generate-task", "queue")
+    assert done.code == 2
+    assert "'queue_task'" in done.err
+    assert not (project.folder / "queue.py").exists()
 
 
 def test_init_into_a_file_is_refused(project: Project) -> None:

@@ -58,3 +58,28 @@ def test_a_purge_is_shown_first_and_done_with_yes(project: Project) -> None:
     assert project.run("queues", "purge", "default", "--yes").code == 1
     (first,) = project.run("executions", "--state", "cancelled", "--limit", "1", "--json").json
     assert first["error"]["message"] == "purged"
+
+
+def test_what_is_resumed_is_told_also_where_nothing_else_is_known_of_the_queue(
+    project: Project,
+) -> None:
+    assert project.run("queues", "pause", "later").code == 0
+    resumed = project.run("queues", "resume", "later", "--json")
+    assert (resumed.json["queue"], resumed.json["paused"]) == ("later", False)
+    assert project.run("queues", "pause", "later").code == 0
+    assert project.run("queues", "resume", "later").out == "later resumed.\n"
+
+
+def test_an_unknown_queue_is_told_with_the_nearest(project: Project) -> None:
+    project.run("invoke", "greet", '{"name": "x"}', "--queue", "default")
+    for words in (("resume", "defualt"), ("purge", "defualt"), ("purge", "defualt", "--yes")):
+        done = project.run("queues", *words)
+        assert (done.code, done.out) == (1, "")
+        assert "There is no queue 'defualt'. Did you mean 'default'?" in done.err
+
+
+def test_what_changes_nothing_says_so(project: Project) -> None:
+    project.run("invoke", "greet", '{"name": "x"}', "--queue", "default")
+    done = project.run("queues", "resume", "default")
+    assert (done.code, done.err) == (1, "Nothing changed.\n")
+    assert done.out == "default not resumed: it was not paused.\n"

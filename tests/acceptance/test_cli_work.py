@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 import signal
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import psycopg
 import pytest
 
-from conductor_cli import Conductor
-from conductor_cli.models import DrainReport, Execution
+from conductor_cli import Conductor, cli
+from conductor_cli.models import DrainReport, Execution, State
 from tests.support.command import Project, eventually, free_port
 
 if TYPE_CHECKING:
@@ -374,3 +374,79 @@ def test_retry_may_begin_anew(project: Project) -> None:
     project.run("drain")
     (again,) = project.run("executions", "retry", id, "--restart", "--json").json
     assert (again["id"], again["state"], again["failures"]) == (id, "pending", 0)
+
+
+# ── What was done, and what is waited for ────────────────────────────────────────────────
+
+
+def test_a_retry_says_so_also_of_one_that_runs_by_now(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    id = invoke(project, "greet", '{"name": "x"}')
+    with Conductor.create(project.url) as conductor:
+        conductor.cancel(UUID(id))
+    real = Conductor.get
+
+    def running(conductor: Conductor, id: UUID) -> Execution | None:
+        found = real(conductor, id)
+        assert found is not None
+        return replace(found, state=State.RUNNING)
+
+    monkeypatch.setattr(Conductor, "retry", lambda *_: True)
+    monkeypatch.setattr(Conductor, "get", running)
+    monkeypatch.setenv("CONDUCTOR_DATABASE_URL", project.url)
+    assert cli.main(["executions", "retry", id]) == 0
+    assert capsys.readouterr().out == f"{id} retried.\n"
+    monkeypatch.setattr(Conductor, "cancel", lambda *_: True)
+    assert cli.main(["executions", "cancel", id]) == 0
+    assert capsys.readouterr().out == f"{id} asked to stop.\n"
+
+
+def test_a_retry_that_changes_nothing_says_so(project: Project) -> None:
+    id = invoke(project, "greet", '{"name": "x"}')
+    done = project.run("executions", "retry", id)
+    assert (done.code, done.out) == (1, f"{id} not retried: it is pending.\n")
+    assert done.err == "Nothing changed.\n"
+
+
+@pytest.mark.parametrize("json_flag", [(), ("--json",)])
+def test_a_wait_that_nobody_serves_says_why_and_ends_in_time(
+    project: Project, json_flag: tuple[str, ...]
+) -> None:
+    words = ("invoke", "greet", '{"name": "x"}', "--wait", "--timeout", "2s", *json_flag)
+    assert project.run("migrate").code == 0
+    done = project.run(*words)
+    assert done.code == 4
+    waiting, why, late = done.err.splitlines()
+    assert waiting.startswith("Waiting for ")
+    assert why.startswith("No server serves its queue 'default': start one with `conductor start")
+    assert late.startswith("Error: Execution ")
+    assert "has not ended after 2 s. No server serves" in late
+    assert bool(done.out) == bool(json_flag)
+    if json_flag:
+        assert json.loads(done.out)["state"] == "pending"
+
+
+def test_a_wait_says_that_its_queue_is_paused_or_when_it_is_due(project: Project) -> None:
+    assert project.run("migrate").code == 0
+    assert project.run("queues", "pause", "default").code == 0
+    words = ("invoke", "greet", '{"name": "x"}', "--wait", "--timeout", "1.5")
+    assert "`conductor queues resume default`" in project.run(*words).err
+    later = project.run(*words, "--delay", "1h").err
+    assert re.search(r"It is scheduled for .*Z, in 60 min\.", later)
+
+
+def test_a_wait_goes_on_when_its_server_comes(project: Project) -> None:
+    assert project.run("migrate").code == 0
+    with project.start("invoke", "greet", '{"name": "x"}', "--wait") as waiting:
+        waiting.wait_for("No server serves its queue")
+        with project.start("start-server") as server:
+            server.wait_until_ready()
+            assert waiting.end() == 0
+            assert waiting.out == '"Hello, x!"\n'
+
+
+def test_a_time_limit_needs_a_wait(project: Project) -> None:
+    done = project.run("invoke", "greet", '{"name": "x"}', "--timeout", "5")
+    assert done.code == 2
+    assert "--timeout goes with --wait" in done.err

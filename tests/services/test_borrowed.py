@@ -239,8 +239,8 @@ def test_the_same_holds_for_asynchronous_ones(
             await lent.rollback()
         async with ASYNC[kind](database_url) as lent:
             one = await aio.invoke(greet, {"name": "a"}, connection=lent.connection)
+            twice = greet.bind(name="no").options(dedupe_key="k", on_duplicate="raise")
             with pytest.raises(Duplicate):
-                twice = greet.bind(name="no").options(dedupe_key="k", on_duplicate="raise")
                 await aio.invoke_many(
                     greet, [{"name": "no"}, twice, twice], connection=lent.connection
                 )

@@ -13,8 +13,9 @@ import msgspec
 import pytest
 
 from conductor_cli import catalog
-from conductor_cli.catalog import TaskSet, WorkerSpec, load_modules
+from conductor_cli.catalog import TaskSet, WorkerSpec
 from conductor_cli.errors import ConfigError, TaskDefinitionError, UnknownTask
+from conductor_cli.loading import load_modules
 from conductor_cli.registry import Task, cron, task
 from conductor_cli.timing import Backoff
 

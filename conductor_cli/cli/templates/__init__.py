@@ -6,6 +6,7 @@ import importlib.resources
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 
@@ -23,3 +24,11 @@ def write(path: Path, text: str) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def covers(patterns: Iterable[str], module: str) -> bool:
+    """Whether the modules that a configuration names bring this one."""
+    return any(
+        module == pattern or (pattern.endswith(".*") and module.startswith(pattern[:-1]))
+        for pattern in patterns
+    )
