@@ -476,15 +476,14 @@ class Conductor:
         there = self._found.get(name)
         if there is not None and there[0] > time.monotonic() and (there[1] or queue):
             return there[1]
-        with self.door.connection() as conn:
-            found = definitions.find_task(conn, name)
-            if found is None and queue is None:
-                raise errors.UnknownTask(
-                    name,
-                    registry.nearest(name, definitions.task_names(conn)),
-                    "Servers and `conductor migrate` register the tasks they are configured "
-                    "with; queue= skips this check.",
-                )
+        found = self.door.retrying(lambda conn: definitions.find_task(conn, name))
+        if found is None and queue is None:
+            raise errors.UnknownTask(
+                name,
+                registry.nearest(name, self.door.retrying(definitions.task_names)),
+                "Servers and `conductor migrate` register the tasks they are configured "
+                "with; queue= skips this check.",
+            )
         self._found[name] = (time.monotonic() + _KNOWN_FOR, found)
         return found
 
