@@ -407,7 +407,7 @@ def test_a_dry_run_as_json_obeys_the_flags(project: Project) -> None:
     [
         (("--queue", "reprots"), "'reprots'"),
         (("--concurrency", "0"), "worker.concurrency"),
-        (("--port", "70000"), "server.port"),
+        (("--port", "70000"), "'--port': 70000"),
         (("--host", "0.0.0.0"), "server.token"),
     ],
 )

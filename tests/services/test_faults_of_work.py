@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,7 +17,7 @@ import msgspec
 import psycopg
 import pytest
 
-from conductor_cli import Conductor, Context, State, WorkerConfig, cron, orchestrator, pump, task
+from conductor_cli import Conductor, Context, State, WorkerConfig, cron, pump, task
 from conductor_cli.config import Config
 from conductor_cli.context import Attempt
 from conductor_cli.errors import DatabaseUnavailable
@@ -284,11 +286,11 @@ def test_a_state_that_cannot_be_left_is_told_to_whoever_waits(
     make: Any, quick: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
-    def state(_: str) -> Iterator[int]:
+    def state() -> Iterator[int]:
         yield 1
         raise OSError("it cannot be closed")
 
-    monkeypatch.setattr(orchestrator, "state_of", state)
+    monkeypatch.setitem(sys.modules, "my", SimpleNamespace(state=state))
     server = make(plain, config=replace(quick, tasks=replace(quick.tasks, setup="my:state")))
     server.start(signals=False)
     server.stop()

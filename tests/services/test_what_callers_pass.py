@@ -264,7 +264,7 @@ def test_what_only_triggers_run_is_refused_by_name_too(conductor: Conductor) -> 
 
 NOT_YET: Final = [
     "expires", "deadline", "concurrency", "rate", "group_concurrency", "group_rate", "limits",
-    "group_by", "fifo", "window", "batch", "dead_letter", "middleware", "title", "isolated",
+    "group_by", "fifo", "window", "batch", "dead_letter", "title", "isolated",
     "retry_on", "fail_on",
 ]  # fmt: skip
 

@@ -48,10 +48,10 @@ def after(seconds: float) -> datetime:
 
 def test_a_registered_task_is_found_in_its_own_queue(conn: Connection) -> None:
     register(conn, "t", "elsewhere", home=False, priority=1)
-    assert definitions.find_task(conn, "t") == Registered("t", "elsewhere", 1)
+    assert definitions.find_task(conn, "t") == Registered("t", "elsewhere", 1, invocable=True)
     register(conn, "t", "home", priority=2)
     register(conn, "a")
-    assert definitions.find_task(conn, "t") == Registered("t", "home", 2)
+    assert definitions.find_task(conn, "t") == Registered("t", "home", 2, invocable=True)
     assert definitions.find_task(conn, "unknown") is None
     assert definitions.task_names(conn) == ["a", "t"]
 

@@ -215,11 +215,12 @@ def test_the_rescue_of_one_that_has_fallen_reads_what_runs(planned: Connection) 
     assert plan.read("live") <= 500 + 2 * 100
 
 
-@pytest.mark.parametrize("statement", [fleet.BEAT, claims.RECONCILE])
+@pytest.mark.parametrize("statement", [fleet.BEAT, claims.UNKNOWN, claims.RECONCILE])
 def test_a_server_reads_what_it_runs(planned: Connection, statement: Any) -> None:
     plan = explain(
         planned, statement, id=UUID(SERVER.format(2)), owner=UUID(SERVER.format(2)), queue="q",
-        tokens=list(range(1, 600)), stopping=False, stands=True, lease=15.0,
+        tokens=list(range(1, 600)), lost=list(range(600, 610)), stopping=False, stands=True,
+        lease=15.0,
     )  # fmt: skip
     assert plan.indexes("live") <= {"live_owner", "live_pkey"}
     assert plan.read("live") <= 100
