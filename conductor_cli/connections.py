@@ -61,6 +61,7 @@ class Impatient(psycopg.Connection[Any]):
     name: str = ""  # as the server knows it
     session: int = 0  # the server's process
     was_silent: bool = False
+    refused: Exception | None = None  # why nothing is to be done on it
     _file: tuple[int, int] | None = None  # its number and the socket behind it
     _is_robbed: bool = False
     _speaking: _Speaking
@@ -137,6 +138,15 @@ class Impatient(psycopg.Connection[Any]):
             result = self._answer(sql, given)
             keep(result)
             return [] if make is None else self._rows(result, make)
+
+    @property
+    def performed(self) -> int:
+        """How many statements perform() has prepared in this session."""
+        return len(self._performed)
+
+    def forget_performed(self) -> None:
+        """Prepare each statement again when it is next performed: somebody has deallocated some."""
+        self._performed.clear()
 
     @contextmanager
     def overlapped(self) -> Iterator[None]:

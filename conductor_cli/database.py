@@ -13,7 +13,7 @@ import re
 import select
 import threading
 import time
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Generic, LiteralString, TypeVar
@@ -24,14 +24,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
-from conductor_cli import driver_errors, errors, pooler
+from conductor_cli import driver_errors, errors, pooler, session
 from conductor_cli.config import redacted
 from conductor_cli.connections import CONNECT_TIMEOUT, Impatient, each_row, refuse_dead
 from conductor_cli.parameters import text as parameter_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from typing import Self
 
     from psycopg.rows import RowFactory
 
@@ -375,13 +374,18 @@ class Database:
     def _taken(self, pool: ConnectionPool[Any], patience: float) -> Connection:
         try:
             conn: Connection = pool.getconn(timeout=patience)
-            return conn
         except (PoolTimeout, PoolClosed):
             self.connect("probe").close()  # says why, when the server is the reason
             raise errors.DatabaseUnavailable(
                 f"No connection to Postgres at {describe(self.url)} came free in "
                 f"{patience:g} seconds."
             ) from None
+        refused = getattr(conn, "refused", None)
+        if refused is not None:
+            conn.close()
+            pool.putconn(conn)
+            raise refused
+        return conn
 
     def _pool(self) -> ConnectionPool[Any]:
         if self._given is not None:
@@ -399,7 +403,7 @@ class Database:
             kwargs={"autocommit": True},
             min_size=0,
             max_size=self._size,
-            configure=lambda conn: self._prepare(conn, STATEMENT_TIMEOUT, None),
+            configure=self._prepare_pooled,
             check=refuse_dead,
             reconnect_timeout=RECONNECT,
             reconnect_failed=_try_anew,
@@ -416,12 +420,22 @@ class Database:
         plans_once: bool = False,
     ) -> None:
         conn.own()
+        _refuse_encoding(conn, self.url)
         self._found = pooler.bind(conn, statement_timeout, self._asked, plans_once=plans_once)
         conn.silence = statement_timeout + GRACE if silence is None else silence
+
+    def _prepare_pooled(self, conn: Impatient) -> None:
+        """The pool would try again for ever, and tell nobody, what another try does not change: so
+        whoever takes the connection is told."""
+        try:
+            self._prepare(conn, STATEMENT_TIMEOUT, None)
+        except errors.ConfigError as error:
+            conn.refused = error
 
     def _adopt(self, conn: Connection) -> None:
         """A connection of somebody else's pool: its limits are his, but not who is in between."""
         if self._found is None:
+            _refuse_encoding(conn, self.url)
             self._found = not pooler.is_direct(conn)
         if self._found:
             conn.prepare_threshold = None
@@ -442,61 +456,6 @@ class _Pooled:
 
     def __exit__(self, *exc_info: object) -> None:
         self._pool.putconn(self._conn)
-
-
-class Loan:
-    """A pooled connection in a transaction that its user cannot end, only the lender."""
-
-    def __init__(self, database: Database) -> None:
-        self._stack = ExitStack()
-        self.connection: Connection = self._stack.enter_context(database.transaction())
-        pooler.plan_as_usual(self.connection)
-        self._kind = type(self.connection)
-        _become(self.connection, type("Lent", (_Lent, self._kind), {}))
-
-    def ours(self) -> Connection:
-        """The connection, for the statements of ours that end its transaction."""
-        pooler.plan_as_ours(self.connection)
-        return self.connection
-
-    def commit(self) -> None:
-        """Let all that was done on it be, and give it back; raises why it cannot be."""
-        _become(self.connection, self._kind)
-        self._stack.close()
-
-    def undo(self) -> None:
-        """Roll back and give it back, whatever state it is in."""
-        _become(self.connection, self._kind)
-        with suppress(psycopg.Error):  # a dead connection has nothing to be undone
-            self._stack.__exit__(psycopg.Rollback, psycopg.Rollback(), None)
-
-
-class _Lent(psycopg.Connection[Any]):
-    """What a task is given: it cannot commit before the runner does."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        """The runner ends the transaction."""
-
-    def commit(self) -> None:
-        raise errors.StepError(
-            "This connection's transaction is committed together with the task's completion, or "
-            "the step's record, by the runner."
-        )
-
-    def rollback(self) -> None:
-        raise errors.StepError(
-            "This connection's transaction is rolled back by raising an exception."
-        )
-
-    def close(self) -> None:
-        raise errors.StepError("This connection is given back by the runner.")
-
-
-def _become(conn: Connection, kind: type[Connection]) -> None:
-    object.__setattr__(conn, "__class__", kind)
 
 
 class Link:
@@ -599,6 +558,17 @@ class Listening:
         self._conn.close()
 
 
+def _refuse_encoding(conn: Connection, url: str) -> None:
+    """Raise ConfigError for a database that cannot hold every text, or does not know its own."""
+    encoding = conn.info.parameter_status("server_encoding") or pooler.encoding(conn)
+    if encoding != session.ENCODING:
+        raise errors.ConfigError(
+            f"The database {describe(url)} has the encoding {encoding}: it cannot hold every "
+            "text, and would refuse or garble payloads and results. Create one with "
+            "`create database ... encoding 'UTF8' template template0` and move there."
+        )
+
+
 def _try_anew(pool: ConnectionPool[Any]) -> None:
     """The pool doubles its pauses without a limit: after an outage of an hour it would wait for
     another. So it gives up soon, and here goes on if anybody waits."""
@@ -643,7 +613,8 @@ _SCALARS: Final = ("builtins", "uuid", "datetime")
 def _parameters(url: str, name: str) -> dict[str, Any]:
     given = _parsed(url)
     mine = {key: value for key, value in _NETWORK.items() if key not in given}
-    return {**mine, "application_name": given.get("application_name", f"conductor {name}")}
+    named = {"application_name": given.get("application_name", f"conductor {name}")}
+    return {**mine, **named, "client_encoding": session.ENCODING}
 
 
 def _parsed(url: str) -> dict[str, Any]:

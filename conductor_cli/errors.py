@@ -229,6 +229,9 @@ class StepError(ConductorError):
     The run ends by it, also where the task catches it.
     """
 
+    is_final = False
+    """Whether the execution ends by it, since another attempt would repeat an effect."""
+
 
 class ShutdownTimeout(ConductorError):
     """Work still ran when ``shutdown_timeout`` had passed; it was handed back."""

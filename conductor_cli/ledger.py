@@ -19,7 +19,7 @@ import msgspec
 from conductor_cli import arguments, payloads, stored_error, telemetry, timing
 from conductor_cli.arguments import shown
 from conductor_cli.attempt import Abort, shielded
-from conductor_cli.database import Loan, is_transient
+from conductor_cli.database import is_transient
 from conductor_cli.errors import (
     ChildCancelled,
     ChildFailed,
@@ -39,6 +39,7 @@ from conductor_cli.service import backoff
 from conductor_cli.store import claims, endings, events
 from conductor_cli.store import ledger as rows
 from conductor_cli.store.ledger import Child, Children, Entry, New
+from conductor_cli.task_transaction import TaskTransaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -66,7 +67,7 @@ class Ledger:
     def __init__(self, attempt: Attempt, conductor: Conductor) -> None:
         self.conductor = conductor
         self.suspending: Suspending | None = None
-        self.loan: Loan | None = None
+        self.loan: TaskTransaction | None = None
         self.is_settled = False  # the database knows already that it has completed
         self.is_logged = False
         self.unstorable: PayloadError | None = None  # a result for which the execution ends
@@ -211,7 +212,7 @@ class Ledger:
     def transact(self, new: Callable[[Connection], New]) -> None:
         """Write an entry, and all that is done on the connection, at once or not at all."""
         with self.conductor.door:
-            loan = Loan(self.conductor.database)
+            loan = TaskTransaction(self.conductor.database, self._attempt)
         try:
             made = new(loan.connection)
             with self._lock, shielded():
@@ -245,7 +246,7 @@ class Ledger:
         with self._lock, shielded():
             if self.loan is None:
                 with self.conductor.door:
-                    self.loan = Loan(self.conductor.database)
+                    self.loan = TaskTransaction(self.conductor.database, self._attempt)
             return self.loan.connection
 
     def give_back(self) -> None:

@@ -12,6 +12,7 @@ from conductor_cli.errors import (
     Cancelling,
     Fail,
     Retry,
+    StepError,
     Suspending,
     Suspension,
     TaskSignal,
@@ -160,7 +161,7 @@ def _failure(
     task: Task[..., Any], claimed: Claimed, error: BaseException, delay: float | None = None
 ) -> Outcome:
     failures = claimed.failures + 1
-    if failures >= task.settings.max_attempts:
+    if failures >= task.settings.max_attempts or (isinstance(error, StepError) and error.is_final):
         return Failed(describe(error))
     if delay is not None:
         return Retrying(_bounded(delay), describe(error), counts=True)

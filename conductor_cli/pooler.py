@@ -16,7 +16,9 @@ import psycopg
 from psycopg import IsolationLevel
 from psycopg.adapt import Loader
 from psycopg.pq import Format, TransactionStatus
+from psycopg.rows import tuple_row
 
+from conductor_cli import session
 from conductor_cli.connections import Impatient
 
 if TYPE_CHECKING:
@@ -24,50 +26,42 @@ if TYPE_CHECKING:
 
     from psycopg.abc import Buffer
 
-LOCK_TIMEOUT: Final = "10s"
-IDLE_TIMEOUT: Final = "60s"
 ROUNDS: Final = 8
 
-# A plan is kept until the table is analyzed again; one made while there was nothing reads the whole
-# table, and after a burst for every batch: so none of ours may (and jit would compile those that
-# have to, small as their tables are). See docs/architecture.md.
-
-# Does nothing and has no row where the process that answers is not the one that greeted us: a
-# pooler makes up the number it greets with.
-_BOUND_SESSION: Final = """
-select set_config('statement_timeout', %(statement)s, false),
-       set_config('lock_timeout', %(lock)s, false),
-       set_config('idle_in_transaction_session_timeout', %(idle)s, false),
-       set_config('default_transaction_isolation', 'read committed', false),
-       set_config('timezone', 'UTC', false),
-       set_config('enable_seqscan', 'off', false),
-       set_config('jit', 'off', false),
-       set_config('plan_cache_mode', %(plans)s, false)
-where %(trusted)s or pg_backend_pid() = %(greeted)s
-"""
-
-_BOUND_TRANSACTION: Final = """
-select set_config('statement_timeout', %(statement)s, true),
-       set_config('lock_timeout', %(lock)s, true),
-       set_config('idle_in_transaction_session_timeout', %(idle)s, true),
-       set_config('enable_seqscan', 'off', true),
-       set_config('jit', 'off', true)
+# Sets what a session, or a transaction, of ours is set to. Names and operators are qualified: the
+# search path may lead anywhere until this has been run. A setting that this Postgres does not know
+# is left out. Does nothing and has no row where the process that answers is not the one that
+# greeted us: a pooler makes up the number it greets with.
+_SET_UP: Final = """
+select pg_catalog.set_config(wanted.name, wanted.value, %(is_local)s)
+from rows from (
+    pg_catalog.unnest(%(names)s::pg_catalog.text[]),
+    pg_catalog.unnest(%(values)s::pg_catalog.text[])
+) as wanted (name, value)
+where pg_catalog.current_setting(wanted.name, true) is not null
+  and (%(trusted)s or pg_catalog.pg_backend_pid() operator(pg_catalog.=) %(greeted)s)
+  and (
+    wanted.name operator(pg_catalog.<>) 'work_mem'
+    or pg_catalog.pg_size_bytes(pg_catalog.current_setting('work_mem'))
+       operator(pg_catalog.<) pg_catalog.pg_size_bytes(wanted.value)
+  )
 """
 
 _PLANS_AS_USUAL: Final = "set local enable_seqscan to default; set local jit to default"
-_PLANS_AS_OURS: Final = "set local enable_seqscan to off; set local jit to off"
-_PID: Final = "select pg_backend_pid()"
-_BEGIN: Final = "begin isolation level read committed"
+_ENCODING: Final = "select pg_catalog.current_setting('server_encoding')"
+_PID: Final = "select pg_catalog.pg_backend_pid()"
+_BEGIN: Final = "begin isolation level read committed read write"
 _DIRECTLY: Final[AbstractContextManager[None]] = nullcontext()
 
 
 class Bounded(Impatient):
     """A connection whose every statement is bounded in time, by its session or by itself.
 
-    ``limits`` are those that each transaction sets for itself; None where the session has them.
+    ``limits``: what each transaction sets for itself; None where the session has it.
     """
 
-    limits: Mapping[str, str] | None = None
+    limits: Mapping[str, Any] | None = None
+    ours: Mapping[str, Any]  # what sets up the session, or a transaction, as all of ours are
 
     @contextmanager
     def transaction(
@@ -76,7 +70,7 @@ class Bounded(Impatient):
         begins = self.limits is not None and _is_idle(self)
         with super().transaction(savepoint_name, force_rollback) as transaction:
             if begins:
-                self.execute(_BOUND_TRANSACTION, self.limits)
+                self.execute(_SET_UP, self.limits)
             yield transaction
 
     @contextmanager
@@ -86,7 +80,7 @@ class Bounded(Impatient):
         try:
             with self.pipeline():
                 self.execute(_BEGIN)
-                self.execute(_BOUND_TRANSACTION, self.limits)
+                self.execute(_SET_UP, self.limits)
                 yield
                 self.execute("commit")
         except BaseException:
@@ -95,14 +89,19 @@ class Bounded(Impatient):
             raise
 
 
+def restore(conn: psycopg.Connection[Any], others: Mapping[str, str]) -> None:
+    """For a statement of ours on a connection that others have used: set it up as ours are, with
+    ``others`` besides."""
+    given = conn.ours if isinstance(conn, Bounded) else _given(session.SETTINGS, is_local=True)
+    if others:
+        given = {**given, "names": [*given["names"], *others]}
+        given["values"] = [*given["values"], *others.values()]
+    conn.execute(_SET_UP, given, prepare=False)
+
+
 def plan_as_usual(conn: psycopg.Connection[Any]) -> None:
-    """Until the end of its transaction: for statements that are not ours."""
+    """Until the end of its transaction: for statements that are not run often."""
     conn.execute(_PLANS_AS_USUAL, prepare=False)
-
-
-def plan_as_ours(conn: psycopg.Connection[Any]) -> None:
-    """From now on again: what is prepared keeps its plan for longer than this transaction."""
-    conn.execute(_PLANS_AS_OURS, prepare=False)
 
 
 def limited(conn: psycopg.Connection[Any]) -> AbstractContextManager[None]:
@@ -130,26 +129,32 @@ def bind(
     it is taken for one in transaction mode: that cannot be seen from here, and is always safe.
     ``plans_once``: a statement that is prepared is not planned again for its parameters.
     """
-    limits = {
-        "statement": f"{int(statement_timeout * 1000)}ms",
-        "lock": LOCK_TIMEOUT,
-        "idle": IDLE_TIMEOUT,
-        "plans": "force_generic_plan" if plans_once else "auto",
-    }
     # What perform() has prepared would go with what psycopg has, whenever it throws that away.
     conn.prepare_threshold = None
-    if not asked and _bind_session(conn, limits, trusted=asked is False):
-        return False
+    plans = {"plan_cache_mode": "force_generic_plan" if plans_once else "auto"}
+    wanted = {**session.SETTINGS, **session.statement_limits(statement_timeout), **plans}
+    for_session = _given(wanted, is_local=False)
+    shared = asked or not _bind_session(conn, for_session, trusted=asked is False)
     if isinstance(conn, Bounded):
-        conn.limits = limits
-    conn.isolation_level = IsolationLevel.READ_COMMITTED
-    conn.adapters.register_loader("timestamptz", _Moment)  # the zone is the session's, too
-    return True
+        conn.ours = _given(wanted, is_local=True) if shared else for_session
+        conn.limits = conn.ours if shared else None
+    if shared:
+        conn.isolation_level = IsolationLevel.READ_COMMITTED
+        conn.read_only = conn.deferrable = False
+        conn.adapters.register_loader("timestamptz", _Moment)  # the zone is the session's, too
+    return shared
 
 
 def is_direct(conn: psycopg.Connection[Any]) -> bool:
     """Whether the process that greeted us is the one that answers."""
     return _session_of(conn) == conn.info.backend_pid
+
+
+def encoding(conn: psycopg.Connection[Any]) -> str:
+    """That of the database, where the greeting does not tell."""
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        (found,) = cursor.execute(_ENCODING, prepare=False).fetchone() or ("",)
+    return str(found)
 
 
 def shares_sessions(one: psycopg.Connection[Any], other: psycopg.Connection[Any]) -> bool:
@@ -180,16 +185,27 @@ def allows_transactions(conn: psycopg.Connection[Any]) -> bool:
 
 
 def _session_of(conn: psycopg.Connection[Any]) -> int:
-    with conn.transaction():
-        row = conn.execute(_PID, prepare=False).fetchone()
+    with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
+        row = cursor.execute(_PID, prepare=False).fetchone()
     return 0 if row is None else int(row[0])
 
 
 def _bind_session(
-    conn: psycopg.Connection[Any], limits: Mapping[str, str], *, trusted: bool
+    conn: psycopg.Connection[Any], given: Mapping[str, Any], *, trusted: bool
 ) -> bool:
-    given = {**limits, "trusted": trusted, "greeted": conn.info.backend_pid}
-    return conn.execute(_BOUND_SESSION, given, prepare=False).fetchone() is not None
+    sent = {**given, "trusted": trusted, "greeted": conn.info.backend_pid}
+    return conn.execute(_SET_UP, sent, prepare=False).fetchone() is not None
+
+
+def _given(wanted: Mapping[str, str], *, is_local: bool) -> Mapping[str, Any]:
+    settings = {**wanted, "work_mem": session.LEAST_MEMORY}
+    return {
+        "names": list(settings),
+        "values": list(settings.values()),
+        "is_local": is_local,
+        "trusted": True,
+        "greeted": 0,
+    }
 
 
 def _is_idle(conn: psycopg.Connection[Any]) -> bool:

@@ -41,19 +41,13 @@ def version(patient: Patient) -> Findings:
 
 
 def writable(patient: Patient) -> Findings:
-    """A standby, or a role that is set to read only, can run nothing."""
+    """A standby can run nothing."""
     facts = store.server(patient.conn)
     if facts.in_recovery:
         yield error(
             "read only", "This is a standby: it replays another server and takes no writes.",
             "Let database.url name the primary; with several hosts in it add "
             "target_session_attrs=read-write.",
-        )  # fmt: skip
-    elif facts.read_only:
-        yield error(
-            "read only", "default_transaction_read_only is on for this role or database.",
-            f"alter role {facts.role} reset default_transaction_read_only, or of the database, "
-            "or of the server.",
         )  # fmt: skip
     else:
         yield ok("read only", "It takes writes.")

@@ -27,7 +27,6 @@ class ServerFacts:
     role: str
     encoding: str
     in_recovery: bool
-    read_only: bool
     fsync: bool
     full_page_writes: bool
     synchronous_commit: str
@@ -44,7 +43,6 @@ SERVER: Final = Statement(
         current_user::text as role,
         current_setting('server_encoding') as encoding,
         pg_is_in_recovery() as in_recovery,
-        current_setting('default_transaction_read_only') = 'on' as read_only,
         current_setting('fsync') = 'on' as fsync,
         current_setting('full_page_writes') = 'on' as full_page_writes,
         current_setting('synchronous_commit') as synchronous_commit,

@@ -23,7 +23,7 @@ from psycopg.pq import TransactionStatus
 from conductor_cli import Conductor
 from conductor_cli.attempt import Abort, Attempt, current
 from conductor_cli.catalog import TaskSet
-from conductor_cli.database import Database, Loan
+from conductor_cli.database import Database
 from conductor_cli.models import (
     Cancelled,
     Completed,
@@ -38,6 +38,7 @@ from conductor_cli.store import claims, endings, events
 from conductor_cli.store import ledger as rows
 from conductor_cli.store.claims import Requeued
 from conductor_cli.store.endings import Leaving
+from conductor_cli.task_transaction import TaskTransaction
 from tests.support.store import claim, end, finish
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ class Lives:
 
             return write
 
-        def commit(loan: Loan) -> None:
+        def commit(loan: TaskTransaction) -> None:
             names, self._uncommitted = self._uncommitted, []
             try:
                 self.world.boundary(f"before committing {names}")
@@ -246,8 +247,8 @@ class Lives:
             committed(loan)
             self._wrote(names)
 
-        committed = Loan.commit
-        patch.setattr(Loan, "commit", commit)
+        committed = TaskTransaction.commit
+        patch.setattr(TaskTransaction, "commit", commit)
         patch.setattr(
             rows, "record",
             watched(rows.record, lambda args: [(new.name, new.state) for new in args[2]]),

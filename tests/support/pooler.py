@@ -94,8 +94,10 @@ def _pgbouncer(url: str, mode: str) -> Iterator[int]:
     if account is not None:
         os.chown(folder, account.uid, account.gid)
     assert PGBOUNCER is not None
+    # The signal it gets when this process is gone, and at the end: not every version knows SIGQUIT.
+    launch = LAUNCH.replace("signal.SIGQUIT", "signal.SIGTERM")
     process = subprocess.Popen(
-        [sys.executable, "-ISc", LAUNCH, str(os.getpid()), *who, PGBOUNCER, str(folder / "ini")],
+        [sys.executable, "-ISc", launch, str(os.getpid()), *who, PGBOUNCER, str(folder / "ini")],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -143,6 +145,9 @@ class Session:
             if (value := self._conn.pgconn.parameter_status(name))
         )  # fmt: skip
 
+    def cancel(self) -> None:
+        self._conn.cancel_safe(timeout=5)
+
     def close(self) -> None:
         self.socket.close()
         self._conn.close()
@@ -158,6 +163,8 @@ class Proxy:
         for _ in range(SIZE):
             self._idle.put(None)
         self._clients: set[socket.socket] = set()
+        self._keys: dict[bytes, socket.socket] = {}
+        self._serving: dict[socket.socket, Session] = {}
         self._threads: list[threading.Thread] = []
         self._closing = False
 
@@ -195,6 +202,8 @@ class Proxy:
             body = _exactly(client, length - 4)
             (code,) = struct.unpack("!I", body[:4])
             if code == CANCEL_REQUEST:
+                if (session := self._serving.get(self._keys[body[4:]])) is not None:
+                    session.cancel()
                 return False
             if code != SSL_REQUEST:
                 break
@@ -208,6 +217,7 @@ class Proxy:
         greeting = session.greeting
         self._idle.put(session)
         key = struct.pack("!II", random.getrandbits(31), random.getrandbits(32))
+        self._keys[key] = client
         client.sendall(
             _message(b"R", struct.pack("!I", 0)) + greeting + _message(b"K", key)
             + _message(b"Z", b"I")
@@ -219,13 +229,15 @@ class Proxy:
         first = _read(client)
         if first[:1] == b"X":
             raise EOFError
-        session = self._borrow()
+        session = self._serving[client] = self._borrow()
         try:
             self._carry(client, session.socket, first)
         except (OSError, EOFError):
             session.close()  # with whatever the client has begun
             self._idle.put(None)
             raise
+        finally:
+            del self._serving[client]
         self._idle.put(session)
 
     def _carry(self, client: socket.socket, server: socket.socket, message: bytes) -> None:

@@ -156,9 +156,9 @@ def down_at_start(stage: Stage) -> None:
 
 @scenario("read-only")
 def read_only(stage: Stage) -> None:
-    """Postgres takes no writes for some seconds (default_transaction_read_only).
+    """Postgres is read-only by default for some seconds (default_transaction_read_only).
 
-    It waits without a hot loop, and resumes within 10 s.
+    It works on: its own sessions are set to write.
     """
     server = stage.server()
     with _work(stage), stage.outage():
