@@ -170,13 +170,34 @@ def no_rights(server: Server) -> Iterator[Bad]:
         yield Bad("no rights", theirs, (errors.PermissionRefused,), "conductor migrate --sql")
 
 
+REFUSE_WRITES: Final = """
+create function public.refuse() returns trigger language plpgsql as $$
+begin
+    raise exception 'cannot execute % in a read-only transaction', tg_op using errcode = '25006';
+end $$;
+do $$
+declare
+    each regclass;
+begin
+    for each in select oid from pg_class
+                where relnamespace = 'conductor'::regnamespace and relkind = 'r' loop
+        execute format('create trigger refuse before insert or update or delete on %s '
+                       'for each statement execute function public.refuse()', each);
+    end loop;
+end $$
+"""
+
+
 @contextmanager
 def read_only(server: Server) -> Iterator[Bad]:
+    """Each statement that writes is refused as a standby refuses it; no trigger sees the lock that
+    a cancel of what is not there takes."""
     with server.migrated() as url:
-        to = with_options(url, options="-c default_transaction_read_only=on")
+        with psycopg.connect(url, autocommit=True) as conn:
+            conn.execute(REFUSE_WRITES)
         yield Bad(
-            "read-only", to, (errors.DatabaseReadOnly,), "Connect to the primary",
-            of_readers=False, knows_no_task=True, may_succeed={"ensure_installed"},
+            "read-only", url, (errors.DatabaseReadOnly,), "Connect to the primary",
+            of_readers=False, knows_no_task=True, may_succeed={"ensure_installed", "cancel"},
         )  # fmt: skip
 
 
