@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _HERE: Final = os.path.dirname(__file__) + os.sep
+_LIBRARY: Final = os.path.dirname(os.__file__) + os.sep
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,14 +193,29 @@ def _without_tasks(name: str, module: ModuleType) -> str:
 
 
 def _import_problem(name: str, error: BaseException, folder: str | None, *, was_there: bool) -> str:
-    ours = [f for f in traceback.extract_tb(error.__traceback__) if not _is_machinery(f.filename)]
-    where = f" at {ours[-1].filename}:{ours[-1].lineno}" if ours else ""
+    where = _where(traceback.extract_tb(error.__traceback__))
     if isinstance(error, SyntaxError):
         where = f" at {error.filename}:{error.lineno}"
     last = _last_line(error).rstrip(".")
     told = f"The module {name!r} ([tasks] modules) does not import: {last}{where}."
     hint = _hint(name, error, folder, was_there=was_there)
     return f"{told} {hint}" if hint else told
+
+
+def _where(frames: Sequence[traceback.FrameSummary]) -> str:
+    """The last line of the program's own, and beside it the line of a library that raised."""
+    shown = [each for each in frames if not _is_machinery(each.filename)]
+    if not shown:
+        return ""
+    raised = shown[-1]
+    own = next((each for each in reversed(shown) if not _is_library(each.filename)), raised)
+    where = f" at {own.filename}:{own.lineno}"
+    return where if own is raised else f"{where} (raised in {raised.filename}:{raised.lineno})"
+
+
+def _is_library(file: str) -> bool:
+    installed = any(part in ("site-packages", "dist-packages") for part in Path(file).parts)
+    return installed or file.startswith(_LIBRARY)
 
 
 def _hint(name: str, error: BaseException, folder: str | None, *, was_there: bool) -> str:

@@ -331,3 +331,19 @@ def test_modules_that_import_each_other_are_told_what_to_do(project: Project) ->
     text = project.problem("circle_a")
     assert f"at {file}:2." in text
     assert "Two modules import each other" in text
+
+
+def test_an_import_that_fails_in_a_library_names_the_programs_own_line_first(
+    project: Project,
+) -> None:
+    file = project.write(
+        "wrong_mail/tasks.py",
+        """
+        import json
+        settings = json.loads("{not json")
+        """,
+    )
+    with pytest.raises(TaskDefinitionError) as caught:
+        project.load("wrong_mail.tasks")
+    assert f"at {file}:4 (raised in " in str(caught.value)
+    assert "decoder.py:" in str(caught.value)
