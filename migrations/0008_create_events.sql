@@ -81,10 +81,12 @@ begin
 end
 $$;
 
--- Dispatches events, oldest first; returns how many are done with. Two dispatchers share them.
+-- Dispatches events, oldest first; returns how many it has got on with. Two dispatchers share them.
 -- An event counts for those who had registered before it was emitted: whose set of events that
--- came before does not have it. Each of them gets the oldest that fits of all that are there. One whose row
--- somebody else has locked is told by a later round, for which the event stays.
+-- came before does not have it. Each waiter gets the oldest event that fits of all that are there.
+-- A round tells a portion of those who wait for an event, so that any number of waiters fits a
+-- statement's time; the event stays for the next round. A waiter whose row somebody else has locked
+-- is told by a later round, for which the event stays as well.
 create function conductor.dispatch(most integer) returns integer
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -92,6 +94,9 @@ as $$
 declare
     taken uuid[];
     busy uuid[];
+    tellings integer;
+    queues integer;
+    portion constant integer := 500;  -- of those who wait for one event, a round
 begin
     select array_agg(e.id) into taken from (
         select id from conductor.events
@@ -114,17 +119,19 @@ begin
     ) started where started.specs is not null;
 
     with waiting as materialized (
-        select e.id as event, g.execution_id, g.name
+        select w.id, w.name
         from conductor.events e
-        join conductor.ledger g on g.about = e.name and g.kind = 'e' and g.state = 'p'
-            and not coalesce(g.before @> e.seq, false)
-            and conductor.fits(e.payload, g.exact, g.tests)
+        cross join lateral (
+            select g.name, l.id
+            from conductor.ledger g
+            join conductor.live l on l.id = any (array[g.execution_id])
+            where g.about = e.name and g.kind = 'e' and g.state = 'p'
+              and not coalesce(g.before @> e.seq, false)
+              and conductor.fits(e.payload, g.exact, g.tests)
+            limit portion
+            for update of l skip locked
+        ) w
         where e.id = any (taken)
-    ), awake as materialized (
-        select id, state from conductor.live
-        where id in (select execution_id from waiting)
-        order by id
-        for update skip locked
     ), told as (
         update conductor.ledger g set
             state = 'c', ended_at = conductor.now(), value = (
@@ -132,28 +139,40 @@ begin
                 where e.name = g.about and not coalesce(g.before @> e.seq, false)
                   and conductor.fits(e.payload, g.exact, g.tests)
                 order by e.seq limit 1)
-        from (select distinct execution_id, name from waiting) w
-        where g.execution_id = w.execution_id and g.name = w.name and g.state = 'p'
-          and g.execution_id in (select id from awake)
+        from (select distinct id, name from waiting) w
+        where g.execution_id = any (array[w.id]) and g.name = w.name and g.state = 'p'
         returning g.execution_id
     ), woken as (
         update conductor.live l set
             wakes = l.wakes + 1,
             state = case when l.state = 'w' then 'r' else l.state end::"char",
             run_at = case when l.state = 'w' then conductor.now() else l.run_at end
-        where l.id in (select execution_id from told)
+        from (select distinct execution_id from told) t
+        where l.id = any (array[t.execution_id])
         returning l.queue, l.rank, l.state
     ), heard as materialized (
         select conductor.notify_queue(queue, min(rank), null) from woken
         where state = 'r' group by queue
     )
-    select array_agg(distinct w.event) into busy from waiting w
-    where w.execution_id not in (select id from awake)
-      and exists (select from conductor.live l where l.id = w.execution_id)
-      and (select count(*) from heard) >= 0;
+    select (select count(*) from told), (select count(*) from heard) into tellings, queues;
 
-    update conductor.events e set triggered = true where e.id = any (busy) and not e.triggered;
+    -- Who has not been told: more than a portion, or those whose row somebody else has locked.
+    select array_agg(e.id) into busy from conductor.events e
+    where e.id = any (taken) and exists (
+        select from conductor.ledger g
+        join conductor.live l on l.id = any (array[g.execution_id])
+        where g.about = e.name and g.kind = 'e' and g.state = 'p'
+          and not coalesce(g.before @> e.seq, false)
+          and conductor.fits(e.payload, g.exact, g.tests));
+
+    -- Where a round has told nobody, those that are left are locked: their events wait a moment,
+    -- and let the ones behind them pass.
+    update conductor.events e set
+        triggered = true,
+        retry_at = case when tellings = 0 then conductor.now() + interval '1 second' end
+    where e.id = any (busy);
     delete from conductor.events e where e.id = any (taken) and e.id <> all (coalesce(busy, '{}'));
-    return cardinality(taken) - coalesce(cardinality(busy), 0);
+    return case when tellings > 0 then cardinality(taken)
+                else cardinality(taken) - coalesce(cardinality(busy), 0) end;
 end
 $$;
