@@ -54,7 +54,8 @@ GRANTS: Final = """
 -- grant usage on schema conductor to worker, producer, viewer;
 -- grant select, insert, update, delete on all tables in schema conductor to worker;
 -- grant usage on all sequences in schema conductor to worker, producer;
--- grant execute on all functions in schema conductor to worker;
+-- grant execute on all functions in schema conductor to worker, producer;
+-- grant execute on function conductor.now() to viewer;
 -- grant select on conductor.executions, conductor.tasks, conductor.migrations
 --     to producer, viewer;
 -- grant select, insert, update, delete on conductor.live, conductor.ledger, conductor.attempts,

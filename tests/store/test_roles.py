@@ -52,9 +52,12 @@ CLIENT: Final = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def roles(conn: Connection) -> Iterator[dict[str, str]]:
-    """Roles with the printed rights, by what they are for."""
+@pytest.fixture(params=["as usual", "without execute for everybody"])
+def roles(conn: Connection, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """Roles with the printed rights, by what they are for; also where new functions are not
+    everybody's to call, as hardened databases have it."""
+    if request.param != "as usual":
+        conn.execute("revoke execute on all functions in schema conductor from public")
     mark = os.urandom(4).hex()
     names = {role: f"{role}_{mark}" for role in ROLES}
     grants = re.sub(r"^-- ?", "", migrate.GRANTS, flags=re.MULTILINE)
