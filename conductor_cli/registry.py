@@ -121,7 +121,7 @@ NOT_YET_OF_INVOKE: Final = (
 )  # fmt: skip
 NOT_YET_OF_TASK: Final = (
     "batch", "concurrency", "dead_letter", "deadline", "expires", "fail_on", "fifo", "group_by",
-    "group_concurrency", "group_rate", "isolated", "limits", "middleware", "rate", "retry_on",
+    "group_concurrency", "group_rate", "isolated", "limits", "rate", "retry_on",
     "title", "window",
 )  # fmt: skip
 
