@@ -218,12 +218,16 @@ class Calls:
         return work
 
     @_sticking
-    def heard(self, name: str, timeout: float | timedelta | None) -> Callable[[], Any]:
+    def heard(
+        self, name: str, timeout: float | timedelta | None, *, once: bool = False
+    ) -> Callable[[], Any]:
         from conductor_cli import ledger
 
         line = self._enter(f"Event {name!r}", suspends=True)
         limit = None if timeout is None else ledger.seconds(timeout, "timeout")
-        return lambda: self._told(name, "e", lambda: self.ledger.heard(line, name, limit))
+        return lambda: self._told(
+            name, "e", lambda: self.ledger.heard(line, name, limit, once=once)
+        )
 
     @_sticking
     def wait_for_event(
@@ -234,7 +238,7 @@ class Calls:
         timeout: float | timedelta | None,
     ) -> Callable[[], Any]:
         register = self.subscribe(name, event, where, waits=True)
-        wait = self.heard(name, timeout)
+        wait = self.heard(name, timeout, once=True)
 
         def work() -> Any:
             register()

@@ -80,6 +80,7 @@ class Ledger:
         self._is_loaded = not self._is_marked
         self._wakes = 0
         self._bytes_recorded = 0
+        self._waits: dict[str, int] = {}  # of each registration, how many it has begun in this run
         self._lock = threading.RLock()
 
     @property
@@ -404,12 +405,21 @@ class Ledger:
             )
             return entries[name]
 
-    def heard(self, line: Line, name: str, seconds: float | None) -> Any:
-        """The payload of the event that was registered for. Raises EventTimedOut."""
+    def heard(self, line: Line, name: str, seconds: float | None, *, once: bool) -> Any:
+        """The payload of the event that was registered for. Raises EventTimedOut.
+
+        Unless it is waited for ``once``, the registration outlives a wait that has timed out, and
+        the next wait hears what has come meanwhile. The row counts the waits that timed out.
+        """
         self.check()
         with self._lock:
             self._settle(line, name)
             entry = self._loaded()[name]
+            ordinal = None if once else self._waits.get(name, 0) + 1
+            if ordinal is not None:
+                self._waits[name] = ordinal
+        if ordinal is not None and ordinal <= entry.failures:
+            raise EventTimedOut(entry.about or "")
         if entry.state == "p" and entry.until is None and seconds is not None:
             timed = self.work(
                 partial(events.wait, id=self._id, token=self._token, name=name, seconds=seconds)
@@ -417,19 +427,24 @@ class Ledger:
             if not timed.held:
                 self.lose()
             entry = msgspec.structs.replace(entry, until=timed.until)
-        entry = self.ended(entry)
-        if entry.state == "t":
+        entry = self.ended(entry, ordinal)
+        if entry.state != "c":
             raise EventTimedOut(entry.about or "")
         return payloads.decode(entry.value or "null")
 
     # Plumbing.
 
-    def ended(self, entry: Entry) -> Entry:
-        """The entry once it is told; until then the thread is left."""
-        while entry.state == "p":
+    def ended(self, entry: Entry, ordinal: int | None = None) -> Entry:
+        """The entry once it is told, or its wait of this ordinal given up; until then the thread
+        is left."""
+        while entry.state == "p" and not (ordinal is not None and entry.failures >= ordinal):
             if not entry.due:
                 self.suspend(entry.name, Park.WAITS, entry.until)
-            self.work(partial(rows.give_up, id=self._id, token=self._token, name=entry.name))
+            self.work(
+                partial(
+                    rows.give_up, id=self._id, token=self._token, name=entry.name, ordinal=ordinal
+                )
+            )
             entry = self._reloaded()[entry.name]
         return entry
 

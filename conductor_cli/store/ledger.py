@@ -364,15 +364,24 @@ def attend(
 GIVE_UP: Final = Statement(
     row=str,
     sql="""
-    -- Once given up it stays so: of the deadline and what was waited for, one comes first.
+    -- Once given up it stays so: of the deadline and what was waited for, one comes first. Where an
+    -- ordinal is given the wait is one of several by the same registration, which goes on: it
+    -- counts them in failures, so that this may be sent twice.
     with held as materialized (
         select id from conductor.live
         where id = %(id)s and token = %(token)s and state::text = 'x'
         for share
     )
     update conductor.ledger g set
-        state = case when came.payload is null then 't' else 'c' end::"char",
-        value = came.payload, ended_at = conductor.now()
+        state = case when came.payload is not null then 'c'
+                     when %(ordinal)s::int is null then 't' else 'p' end::"char",
+        value = came.payload,
+        ended_at = case when came.payload is not null or %(ordinal)s::int is null
+                        then conductor.now() end,
+        failures = case when came.payload is null then coalesce(%(ordinal)s, g.failures)
+                        else g.failures end,
+        until = case when came.payload is null and %(ordinal)s::int is not null then null
+                     else g.until end
     from held h left join lateral (
         -- The race: a deadline passes while an event that came in time is not dispatched yet.
         -- The wait would be told as timed out. So the event is taken here; the dispatcher then
@@ -388,14 +397,20 @@ GIVE_UP: Final = Statement(
     ) came on true
     where g.execution_id = any (array[h.id]) and g.state = 'p'
       and (g.name = %(name)s or g.part_of = %(name)s)
+      and coalesce(g.failures = %(ordinal)s - 1, true)
     returning g.name
     """,
 )
 
 
-def give_up(conn: Connection, id: UUID, token: int, name: str) -> bool:
-    """Wait no longer; False: it has been told already, or the claim no longer stands."""
-    return name in GIVE_UP.all(conn, id=id, token=token, name=name)
+def give_up(
+    conn: Connection, id: UUID, token: int, name: str, *, ordinal: int | None = None
+) -> bool:
+    """Wait no longer; False: it has been told already, or the claim no longer stands.
+
+    ``ordinal``: of a registration for an event, give up this wait only, counted from 1.
+    """
+    return name in GIVE_UP.all(conn, id=id, token=token, name=name, ordinal=ordinal)
 
 
 PROGRESS: Final = Statement(

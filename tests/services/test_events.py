@@ -96,6 +96,34 @@ def test_an_event_that_does_not_come_is_timed_out_for_good(
     assert seen == ["never", "never"]
 
 
+def test_a_registration_outlives_waits_that_time_out_and_hears_what_comes_between(
+    conductor: Conductor, start: Any
+) -> None:
+    seen: list[list[str]] = []
+
+    @task(retry=[0.01])
+    def work(ctx: Context) -> str:
+        told = []
+        answer = ctx.subscribe("answer", "answered")
+        for number in range(4):
+            try:
+                told.append(answer.wait(timeout=0.1)["n"])
+            except TimeoutError:
+                told.append("late")
+                if number == 1:
+                    ctx.step("say", lambda: ctx.emit("answered", {"n": "heard"}) and None)
+                    ctx.sleep("until it is there", 0.3)
+        seen.append(told)
+        if len(seen) == 1:
+            raise ValueError("once more")
+        return told[2]
+
+    start(work)
+
+    assert conductor.wait(conductor.invoke(work), timeout=20) == "heard"
+    assert seen == [["late", "late", "heard", "heard"]] * 2
+
+
 def test_an_event_of_a_transaction_comes_with_its_commit(
     conductor: Conductor, start: Any, heard: Any
 ) -> None:

@@ -33,6 +33,7 @@ from tests.support.store import (
 if TYPE_CHECKING:
     from conductor_cli.database import Connection, Database
     from conductor_cli.models import Claimed
+    from tests.support.clock import Clock
 
 
 def adopt(conn: Connection, parent: Claimed, *names: str, group: str | None = None) -> list[UUID]:
@@ -309,7 +310,7 @@ def test_the_oldest_event_wins_even_when_another_dispatches_it(
 
 
 def test_an_event_waits_for_who_is_locked_and_starts_its_tasks_once(
-    conn: Connection, other: Connection
+    conn: Connection, other: Connection, clock: Clock
 ) -> None:
     conn.execute(
         "insert into conductor.triggers values ('t', 'triggered', 0, 'x', null, '{}', '{}')"
@@ -323,6 +324,8 @@ def test_an_event_waits_for_who_is_locked_and_starts_its_tasks_once(
     with other.transaction():
         other.execute("select from conductor.live where id = %s for update", [claimed.id])
         assert events.dispatch(conn, 10) == 0
+    assert events.dispatch(conn, 10) == 0  # it waits a moment, and lets others pass
+    clock.advance(1.1)
     assert events.dispatch(conn, 10) == 1
     assert entries(conn, claimed.id) == {"e": "c"}
     assert scalar(conn, "select count(*) from conductor.live where queue = 'triggered'") == 1
