@@ -176,8 +176,8 @@ class AsyncConductor:
     async def cancel(self, id: UUID | str, reason: str | None = None) -> bool:
         return await self._run(self.sync.cancel, id, reason)
 
-    async def retry(self, id: UUID | str, restart: bool = False) -> bool:
-        return await self._run(self.sync.retry, id, restart)
+    async def retry(self, id: UUID | str, restart: bool = False, force: bool = False) -> bool:
+        return await self._run(self.sync.retry, id, restart, force)
 
     async def emit(
         self, event: str, payload: object = payloads.NOT_GIVEN, *, connection: object = None

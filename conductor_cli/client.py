@@ -297,15 +297,25 @@ class Conductor:
         with context.shielded(), self.door.transaction() as conn:
             return executions.cancel(conn, asked, reason)
 
-    def retry(self, id: UUID | str, restart: bool = False) -> bool:
+    def retry(self, id: UUID | str, restart: bool = False, force: bool = False) -> bool:
         """Let a failed or cancelled execution run again, with the same id and all its attempts.
 
-        Its steps are kept, unless it is to ``restart`` from its beginning. Whether there was one
-        to retry.
+        Its steps are kept, unless it is to ``restart`` from its beginning. A child by whose
+        failure it ended runs again with it. Whether there was one to retry.
+
+        Raises ConductorError for a child whose failure its parent has gone past: nobody would
+        hear of its result. With ``force`` it runs all the same.
         """
         asked = arguments.as_id(id)
         arguments.as_switch(restart, "restart")
+        arguments.as_switch(force, "force")
         with context.shielded(), self.door.transaction() as conn:
+            if not force and (parent := executions.has_gone_past(conn, asked)):
+                raise errors.ConductorError(
+                    f"Execution {asked} is a child of {parent}, which has been told of its failure "
+                    "and has gone on: nobody would hear of a new result. Retry it with force "
+                    "(force=True, --force) to run it all the same."
+                )
             return executions.retry(conn, asked, restart=restart)
 
     def schedule(

@@ -95,6 +95,7 @@ def show(given: options.Given, id: str, as_json: bool) -> None:
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @filters
 @click.option("--restart", is_flag=True, help="From the beginning: forget the recorded steps.")
+@click.option("--force", is_flag=True, help="Also a child whose failure its parent has gone past.")
 @click.option("--yes", is_flag=True, help="Really do it for all that match the filters.")
 @options.json_flag
 @click.pass_obj
@@ -104,6 +105,7 @@ def retry(
     *,
     ids: Sequence[str],
     restart: bool,
+    force: bool,
     yes: bool,
     as_json: bool,
     **wanted: Any,
@@ -116,7 +118,7 @@ def retry(
     """
 
     def do(conductor: Conductor, each: UUID) -> bool:
-        return conductor.retry(each, restart)
+        return conductor.retry(each, restart, force)
 
     act = Act("retried", "retried", do, ENDED_BADLY, ("failed",))
     return _act(act, given, ids, wanted, yes=yes, as_json=as_json)

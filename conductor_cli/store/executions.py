@@ -179,12 +179,122 @@ RETRY: Final = Statement(
 )
 
 
+LAST_CHILDREN: Final = Statement(
+    row=UUID,
+    sql="""
+    -- Reads what this transaction has written. The child, or the member of the group, that the
+    -- execution asked for last, where that ended badly and the execution's own error tells of it,
+    -- or was raised from that: it is what its parent has failed by.
+    with ended as (
+        select error ->> 'message' as message, case
+            when error ->> 'traceback' not like '%%During handling of the above exception%%'
+            then error ->> 'traceback' end as traceback
+        from conductor.live where id = %(id)s
+    ), mine as materialized (
+        select name, part_of, kind, state, child_id, seq from conductor.ledger
+        where execution_id = %(id)s
+    ), last as (
+        select name, kind, state from mine where part_of is null order by seq desc limit 1
+    )
+    select g.child_id from ended, last
+    join mine g on g.name = last.name or g.part_of = last.name
+    where last.kind in ('c', 'g') and last.state in ('f', 'k') and g.kind = 'c'
+      and g.state in ('f', 'k')
+      and concat(ended.message, ended.traceback) like '%%' || g.child_id || '%%'
+    order by array[g.child_id]
+    """,
+)
+
+REOPEN: Final = Statement(
+    row=str,
+    sql="""
+    -- The parent's entries are opened again in the transaction that brings parent and children
+    -- back, so no child can end before its entry waits for it. A child that has completed meanwhile
+    -- gives its result. The whole wait begins anew.
+    with members as materialized (
+        select g.name, g.part_of,
+            (select l.id from conductor.live l where l.id = g.child_id) as live,
+            (select h.state from conductor.history h
+             where h.id = g.child_id and h.expires_at > conductor.now()) as ended,
+            (select h.result from conductor.history h where h.id = g.child_id) as result
+        from conductor.ledger g
+        where g.execution_id = %(id)s and g.child_id = any (%(children)s::uuid[])
+          and g.kind = 'c' and g.state in ('f', 'k')
+    ), awaited as (
+        update conductor.live l set flags = l.flags | 4
+        where l.id = any (array(select live from members))
+        returning l.id
+    ), opened as (
+        update conductor.ledger g set
+            state = case when m.ended = 'c' then 'c' else 'p' end::"char",
+            value = case when m.ended = 'c' then m.result end, error = null,
+            ended_at = case when m.ended = 'c' then conductor.now() end,
+            until = conductor.now() + (g.until - g.created_at)
+        from members m
+        where g.execution_id = %(id)s and g.name = m.name
+          and (m.ended = 'c' or m.live in (select id from awaited))
+        returning g.name, g.part_of, g.state
+    ), grouped as (
+        -- Members that were still open when the parent ended are made anew by its code: so what
+        -- remains is counted from how many there are in all, with which a group's about begins.
+        update conductor.ledger g set
+            state = case when split_part(g.about, ' ', 1)::int > n.settled then 'p'
+                         else 'c' end::"char",
+            remaining = split_part(g.about, ' ', 1)::int - n.settled,
+            value = null, ended_at = null,
+            until = conductor.now() + (g.until - g.created_at)
+        from (
+            select o.part_of, (
+                select count(*)::int from conductor.ledger each
+                where each.execution_id = %(id)s and each.part_of = o.part_of
+                  and coalesce((select now.state from opened now where now.name = each.name),
+                               each.state) <> 'p') as settled
+            from opened o where o.part_of is not null group by o.part_of
+        ) n
+        where g.execution_id = %(id)s and g.name = n.part_of
+        returning g.name
+    )
+    select name from opened union all select name from grouped
+    """,
+)
+
+GONE_PAST: Final = Statement(
+    row=UUID,
+    sql="""
+    -- Reads only. The parent, if it has not ended and has been told of this child's bad end.
+    select id from conductor.live
+    where id = any (array(
+        select execution_id from conductor.ledger
+        where child_id = %(id)s and kind = 'c' and state in ('f', 'k')))
+    limit 1
+    """,
+)
+
+
+def has_gone_past(conn: Connection, id: UUID) -> UUID | None:
+    """The parent that has been told of this execution's bad end and has not ended itself."""
+    return GONE_PAST.one(conn, id=id)
+
+
 def retry(conn: Connection, id: UUID, *, restart: bool = False) -> bool:
     """Let a failed or cancelled execution run again, failures and crashes zero.
 
-    What it has recorded is kept, unless it is to ``restart`` from its beginning. Where another
-    now has its dedupe key, the other keeps it, and this one runs without.
+    What it has recorded is kept, unless it is to ``restart`` from its beginning. The child whose
+    bad end was the last that it asked for runs again with it, at any depth; one that has
+    completed meanwhile gives its new result. Where another execution now has its dedupe key, the
+    other keeps it, and this one runs without. In a transaction of the caller's.
     """
+    if not _brought_back(conn, id, restart=restart):
+        return False
+    children = [] if restart else LAST_CHILDREN.all(conn, id=id)
+    for child in children:
+        retry(conn, child)
+    if children:
+        REOPEN.all(conn, id=id, children=children)
+    return True
+
+
+def _brought_back(conn: Connection, id: UUID, *, restart: bool) -> bool:
     try:
         with atomically(conn):
             return RETRY.one(conn, id=id, restart=restart, keyed=True) is not None
