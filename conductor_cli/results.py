@@ -68,8 +68,7 @@ class ResultType:
         Raises PayloadError for what JSON has no place for, what does not fit the annotation, and
         what would come back as another value.
         """
-        text = self.encode_fitting(value, what, limit)
-        read = self.decode(text)
+        text, read = self._written(value, what, limit)
         for path, wrote, found in _differences(value, read, "$"):
             raise PayloadError(
                 f"{what} has a {_kind(wrote)} at {path}, which would come back as {_kind(found)}. "
@@ -85,15 +84,16 @@ class ResultType:
     def encode_fitting(self, value: object, what: str, limit: int | None) -> str:
         """A result as JSON text, for readers of JSON: it has to fit the annotation, and need not
         come back equal. Raises PayloadError."""
+        if self.is_typed:
+            return self._written(value, what, limit)[0]
+        return payloads.encode(value, what, limit)
+
+    def _written(self, value: object, what: str, limit: int | None) -> tuple[str, Any]:
         text = payloads.encode(value, what, limit)
-        if not self.is_typed:
-            return text
         try:
-            self.decode(text)
+            return text, self.decode(text)
         except PayloadError as error:
-            inner = str(error).removeprefix("The result ")
-            raise PayloadError(f"{what} {inner}") from error
-        return text
+            raise PayloadError(f"{what} {str(error).removeprefix('The result ')}") from error
 
 
 def _differences(value: Any, read: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
